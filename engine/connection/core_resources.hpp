@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "engine/base/intrusive_list.hpp"
+#include "engine/connection/counters.hpp"
+#include "engine/connection/read_buffers.hpp"
+#include "engine/connection/slot_pool.hpp"
+#include "engine/loop/mailbox.hpp"
+#include "engine/loop/poller.hpp"
+#include "engine/loop/timer_wheel.hpp"
+
+namespace percore {
+class server;
+}
+
+namespace percore::engine {
+
+// What one core gives its connections. Written and read by the core's thread only, but for the counters (read by
+// stats()) and the mailbox.
+struct core_resources {
+  struct limits {
+    std::size_t slots = 0;
+    std::size_t slot_bytes = 0;
+    std::size_t buffers = 0;
+    std::size_t buffer_bytes = 0;
+    unsigned operations_per_turn = 0;
+  };
+
+  // `slot_memory` and `buffer_memory` as slot_pool and read_buffer_pool want them.
+  core_resources(const limits& limit, std::byte* slot_memory, std::byte* buffer_memory,
+                 std::shared_ptr<loop::mailbox> box)
+      : now_ns(sys::monotonic_ns()),
+        operations_per_turn(limit.operations_per_turn),
+        slots(slot_memory, limit.slot_bytes, limit.slots),
+        buffers(buffer_memory, limit.buffer_bytes, limit.buffers),
+        timers(loop::timer_wheel::tick_of(now_ns)),
+        mailbox(std::move(box)) {}
+
+  std::int64_t now_ns;  // of this turn of the loop: the one clock read
+  unsigned operations_per_turn;
+  unsigned index = 0;
+  bool stopping = false;  // a shutdown has begun: no reader waits for a new message
+  server* owner = nullptr;
+  std::function<void(std::exception_ptr)> on_exception;
+
+  slot_pool slots;
+  read_buffer_pool buffers;
+  loop::poller poller;
+  loop::timer_wheel timers;
+  base::intrusive_list<detail::ready_node> ready;  // runs in this turn's last step or in the next turn
+  std::shared_ptr<loop::mailbox> mailbox;
+  alignas(base::cache_line_bytes) core_counters counters;
+
+  void report(std::exception_ptr exception) noexcept {
+    ++counters.handler_errors;
+    if (on_exception) on_exception(std::move(exception));
+  }
+};
+
+}  // namespace percore::engine

@@ -1,0 +1,271 @@
+// From accept to reuse: opening a slot, running its handler, events, and all the ways to end.
+
+#include <exception>
+#include <new>
+#include <utility>
+
+#include "engine/connection/slot.hpp"
+
+namespace percore {
+
+namespace {
+
+// Who runs next on this thread, named by a task that has finished (see promise_base::final_awaiter).
+constinit thread_local std::coroutine_handle<> next_to_resume;
+
+void resume_chain(std::coroutine_handle<> handle) {
+  do {
+    handle.resume();
+    handle = std::exchange(next_to_resume, {});
+  } while (handle);
+}
+
+}  // namespace
+
+void detail::resume_next(std::coroutine_handle<> handle) noexcept { next_to_resume = handle; }
+
+namespace engine {
+
+slot::slot(core_resources& owner, std::uint32_t number) noexcept : core(&owner), index(number) {
+  deadline_timer.owner = this;
+  deadline_timer.fire = [](detail::timer_node& node) { static_cast<slot_timer&>(node).owner->on_deadline(); };
+  ready_node.owner = this;
+  ready_node.run = [](detail::ready_node& node) { static_cast<slot_ready&>(node).owner->run_ready(); };
+}
+
+void slot::open(int accepted_fd, const percore::peer_address& from, const listener_config& config,
+                bool try_first_read) noexcept {
+  fd = accepted_fd;
+  phase = slot_phase::running;
+  registered = false;
+  readable = try_first_read;
+  writable = true;
+  short_read_drains = true;
+  end_seen = ended = sending_done = fin_pending = fin_after_tail = closing = resetting = false;
+  postponed = starved = writing = false;
+  reading = read_kind::none;
+  view_size = 0;
+  target_done = 0;
+  listener = &config;
+  start_ns = last_activity_ns = core->now_ns;
+  read_deadline_ns = write_deadline_ns = 0;
+  read_timeout_ms = config.read_timeout_ms;
+  write_timeout_ms = config.write_timeout_ms;
+  idle_timeout_ms = config.idle_timeout_ms;
+  lifetime_timeout_ms = config.lifetime_timeout_ms;
+  error_value = end_reason = 0;
+  peer = from;
+  sleeper = nullptr;
+  arena.reset(arena_memory(), core->slots.slot_bytes() - sizeof(slot));
+  if (lifetime_timeout_ms != 0) arm(start_ns + std::int64_t{lifetime_timeout_ms} * 1'000'000);
+}
+
+void slot::start_handler() noexcept {
+  ++core->counters.active;
+  task<> made;
+  try {
+    made = listener->handler(*this);
+  } catch (...) {  // a function that is no coroutine itself and throws before it has made one
+    ++core->counters.accepted;
+    core->report(std::current_exception());
+    flush_or_close();
+    return;
+  }
+  if (!made) {
+    ++core->counters.refused_memory;
+    resetting = true;
+    flush_or_close();
+    return;
+  }
+  ++core->counters.accepted;
+  root = made.release();
+  resume(root);
+}
+
+void slot::resume(std::coroutine_handle<> handle) noexcept {
+  operations = 0;
+  resume_chain(handle);
+  if (root.done()) {
+    handler_returned();
+  } else if (fin_pending) {
+    // write_last() was not the handler's last word: its FIN must not wait for what comes next.
+    fin_pending = false;
+    if (fd >= 0) (void)sys::shutdown(fd, SHUT_WR);
+  }
+}
+
+void slot::handler_returned() noexcept {
+  if (auto& exception = root.promise().exception) core->report(std::exchange(exception, nullptr));
+  std::exchange(root, {}).destroy();
+  flush_or_close();
+}
+
+// The handler is gone. The slot lives on only as long as its tail can be sent.
+void slot::flush_or_close() noexcept {
+  if (fd >= 0 && tail != nullptr && !resetting && (!ended || closing) && ensure_registered()) {
+    if (phase == slot_phase::running) {
+      phase = slot_phase::flushing;
+      drop_buffer();
+      ready_node.unlink();
+      arm_for_write();
+    }
+    return;
+  }
+  close_descriptor();
+  recycle();
+}
+
+void slot::close_descriptor() noexcept {
+  drop_tail();
+  if (fd < 0) return;
+  if (resetting) {
+    const linger abort{1, 0};  // tcp(7), socket(7): close sends a RST and drops what is unsent
+    (void)sys::setsockopt(fd, SOL_SOCKET, SO_LINGER, &abort, sizeof abort);
+  }
+  (void)sys::close(std::exchange(fd, -1));
+}
+
+void slot::recycle() noexcept {
+  ended = true;  // for what the destructor of a context may still call
+  reader = writer = {};
+  writing = false;
+  if (context != nullptr) {
+    destroy_context(context);
+    if (context_on_heap) ::operator delete(context);
+    context = nullptr;
+  }
+  drop_buffer();
+  deadline_timer.unlink();
+  ready_node.unlink();
+  phase = slot_phase::free;
+  if (++generation == 0) generation = 1;
+  --core->counters.active;
+  core->slots.give_back(*this);
+}
+
+bool slot::ensure_registered() noexcept {
+  if (registered) return true;
+  if (fd < 0) return false;
+  const int result = core->poller.add_connection(fd, token());
+  if (result == 0) {
+    registered = true;
+    return true;
+  }
+  ++core->counters.refused_memory;  // ENOMEM, or ENOSPC for fs.epoll.max_user_watches (epoll(7))
+  resetting = true;
+  end_with(result);
+  return false;
+}
+
+void slot::on_event(std::uint32_t events) noexcept {
+  const std::uint32_t seen = generation;
+  if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI)) short_read_drains = false;
+  if (events & loop::poller::readable_events) readable = true;
+  if (events & loop::poller::writable_events) {
+    writable = true;
+    if (tail != nullptr || writer) {
+      continue_output();
+      if (generation != seen) return;
+      if (tail == nullptr && closing) close_descriptor();
+      if (phase == slot_phase::flushing) {
+        flush_or_close();
+        return;
+      }
+    }
+  }
+  if (reader && readable && !ready_node.linked()) continue_read();
+}
+
+void slot::wake_soon() noexcept {
+  ready_node.unlink();
+  core->ready.push_back(ready_node);
+}
+
+// Both operations are looked at again: after a postponement, a lent buffer's return, or end_with().
+void slot::run_ready() noexcept {
+  const std::uint32_t seen = generation;
+  if (writer) {
+    continue_output();
+    if (generation != seen) return;
+  }
+  if (reader) continue_read();
+}
+
+void slot::end_with(int reason) noexcept {
+  if (ended && !closing) return;
+  ended = true;
+  closing = false;
+  end_reason = reason;
+  fin_after_tail = false;
+  drop_tail();
+  if (reader || writer) wake_soon();
+  if (sleeper != nullptr) interrupt_sleep();
+}
+
+void slot::io_failed(int result) noexcept {
+  if (result == -ECONNRESET || result == -EPIPE) {
+    ++core->counters.resets_received;
+    end_with(static_cast<int>(errc::connection_reset));
+  } else {
+    end_with(result);
+  }
+}
+
+void slot::begin_close() noexcept {
+  if (ended || fd < 0) return;
+  ended = closing = sending_done = true;
+  end_reason = static_cast<int>(errc::closed);
+  if (tail == nullptr) {
+    close_descriptor();
+  } else {
+    arm_for_write();
+  }
+  if (reader || writer) wake_soon();
+}
+
+void slot::halt() noexcept {
+  if (phase == slot_phase::free) return;
+  if (root) {
+    ended = true;
+    ++core->counters.halted;
+    std::exchange(root, {}).destroy();
+  }
+  resetting = true;
+  close_descriptor();
+  recycle();
+}
+
+void slot::begin_drain() noexcept {
+  if (phase == slot_phase::running && reader && waits_for_new_message() && !ready_node.linked()) continue_read();
+}
+
+void slot::end_grace() noexcept {
+  if (phase == slot_phase::free) return;
+  const std::uint32_t seen = generation;
+  resetting = true;
+  if (phase == slot_phase::running) {
+    end_with(static_cast<int>(errc::shutting_down));
+    ready_node.unlink();
+    run_ready();
+    if (generation == seen && sleeper != nullptr) resume_sleeper();
+    if (generation != seen) return;
+  }
+  halt();
+}
+
+}  // namespace engine
+
+// Frames --------------------------------------------------------------------------------------------------
+
+void* detail::allocate_frame(connection& owner, std::size_t bytes) noexcept {
+  engine::slot& s = engine::slot::of(owner);
+  if (void* frame = s.arena.allocate(bytes)) return frame;
+  ++s.core->counters.frames_on_heap;
+  return engine::frame_arena::heap_frame(bytes);
+}
+
+void* detail::allocate_frame(std::size_t bytes) noexcept { return engine::frame_arena::heap_frame(bytes); }
+
+void detail::release_frame(void* frame) noexcept { engine::frame_arena::release(frame); }
+
+}  // namespace percore

@@ -1,0 +1,231 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <percore/connection.hpp>
+#include <percore/server.hpp>
+#include <percore/task.hpp>
+
+#include "engine/base/assert.hpp"
+#include "engine/base/cache_line.hpp"
+#include "engine/connection/core_resources.hpp"
+#include "engine/connection/frame_arena.hpp"
+#include "engine/connection/read_buffers.hpp"
+
+namespace percore::engine {
+
+// What the connections of one listener have in common. Read by all cores, written by none once started.
+struct listener_config {
+  detail::handler handler;
+  std::size_t index = 0;
+  std::uint32_t read_timeout_ms = 0;
+  std::uint32_t write_timeout_ms = 0;
+  std::uint32_t idle_timeout_ms = 0;
+  std::uint32_t lifetime_timeout_ms = 0;
+  std::uint32_t close_timeout_ms = 0;
+  std::uint32_t unsent_tail_bytes = 0;
+};
+
+// Bytes that write has accepted and the socket has not; they follow the header. From the heap.
+struct unsent_tail {
+  std::uint32_t begin;
+  std::uint32_t end;
+  std::uint32_t capacity;
+
+  std::byte* data() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
+  [[nodiscard]] std::uint32_t size() const noexcept { return end - begin; }
+};
+
+enum class read_kind : std::uint8_t { none, some, until, into, full };
+
+// Nodes of a slot in lists of its core.
+struct slot_timer : detail::timer_node {
+  slot* owner = nullptr;
+};
+struct slot_ready : detail::ready_node {
+  slot* owner = nullptr;
+};
+
+// Where a slot is in its life.
+enum class slot_phase : std::uint8_t {
+  free,     // no connection
+  running,  // its handler runs or waits
+  flushing  // the handler has returned; the unsent tail is still being sent
+};
+
+// A connection and all that belongs to it: the state of its operations and, behind this object, the arena of its
+// handler's frames. What every request touches comes first.
+//
+// The state machine in short. An operation first tries the system call (start_*). When it would block, the caller's
+// coroutine is noted (reader_ or writer_), the descriptor is added to the poller if it never was, and on_event or a
+// place in core.ready calls advance_* until the operation is done; then the coroutine is resumed. Whoever resumes
+// must afterwards look whether the slot still holds the same connection (generation).
+struct alignas(base::cache_line_bytes) slot final : connection {
+  slot(core_resources& owner, std::uint32_t number) noexcept;
+
+  static slot& of(connection& conn) noexcept { return static_cast<slot&>(conn); }
+  static const slot& of(const connection& conn) noexcept { return static_cast<const slot&>(conn); }
+
+  // --- hot: every event ------------------------------------------------------------------------------------
+  core_resources* const core;
+  std::uint32_t generation = 1;  // of the connection that it holds or will hold next
+  int fd = -1;
+  slot_phase phase = slot_phase::free;
+  bool registered = false;   // with the poller
+  bool readable = false;     // recv may have something: cleared when it has not
+  bool writable = true;
+  bool short_read_drains = true;  // a short recv means an empty queue: not after FIN, error or urgent data
+  bool end_seen = false;     // the peer's FIN
+  bool ended = false;        // no operation succeeds any more; end_reason tells why
+  bool sending_done = false; // no more writes: shutdown_write, write_last, close
+  bool fin_pending = false;  // the last segment waits in the socket for its FIN (MSG_MORE)
+  bool fin_after_tail = false;
+  bool closing = false;      // close() was called: ended, but the tail is still sent
+  bool resetting = false;    // close with a RST
+  bool postponed = false;    // the operation waits for the next turn, not for the socket
+  bool starved = false;      // the read waits for a buffer
+
+  read_kind reading = read_kind::none;
+  std::coroutine_handle<> reader;
+  std::coroutine_handle<> writer;
+  read_buffer* buffer = nullptr;
+  std::uint32_t begin = 0;      // unread bytes of the buffer: [begin, end)
+  std::uint32_t end = 0;
+  std::uint32_t view_size = 0;  // the last view: [begin - view_size, begin)
+  std::uint32_t operations = 0; // since the handler was resumed
+  unsent_tail* tail = nullptr;
+  std::coroutine_handle<detail::promise<void>> root;
+  const listener_config* listener = nullptr;
+
+  // --- a read in progress ----------------------------------------------------------------------------------
+  std::byte* target = nullptr;    // into, full
+  std::size_t target_size = 0;
+  std::size_t target_done = 0;
+  const char* delimiter = nullptr;  // until
+  std::uint32_t delimiter_size = 0;
+  std::uint32_t limit = 0;
+  std::uint32_t searched = 0;  // bytes from `begin` that hold no beginning of the delimiter
+
+  // --- a write in progress ---------------------------------------------------------------------------------
+  bool writing = false;  // there is one: pieces and what follows hold
+  bool write_ok = false;
+  bool write_last = false;
+  const bytes_view* pieces = nullptr;  // the first one not wholly taken
+  std::size_t piece_count = 0;
+  std::size_t piece_offset = 0;        // bytes of it that are
+  std::size_t write_remaining = 0;
+
+  // --- time ------------------------------------------------------------------------------------------------
+  slot_timer deadline_timer;  // one for all timeouts; armed for the earliest, looks again when it fires
+  slot_ready ready_node;          // in core.ready, or waiting for a read buffer
+  detail::sleep_awaiter* sleeper = nullptr;
+  std::int64_t start_ns = 0;
+  std::int64_t last_activity_ns = 0;
+  std::int64_t read_deadline_ns = 0;
+  std::int64_t write_deadline_ns = 0;
+  std::uint32_t read_timeout_ms = 0;
+  std::uint32_t write_timeout_ms = 0;
+  std::uint32_t idle_timeout_ms = 0;
+  std::uint32_t lifetime_timeout_ms = 0;
+
+  // --- cold ------------------------------------------------------------------------------------------------
+  std::uint32_t const index;
+  int error_value = 0;  // > 0: errc, < 0: -errno
+  int end_reason = 0;   // the same, for all operations once `ended`
+  percore::peer_address peer;
+  void* context = nullptr;
+  const void* context_type = nullptr;
+  void (*destroy_context)(void*) noexcept = nullptr;
+  bool context_on_heap = false;
+  slot* next_free = nullptr;
+  frame_arena arena;
+
+  std::byte* arena_memory() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
+  [[nodiscard]] std::uint64_t token() const noexcept { return std::uint64_t{generation} << 32 | index; }
+
+  // lifecycle.cpp ------------------------------------------------------------------------------------------
+  // Takes over an accepted descriptor; `try_first_read`: the first bytes are probably there already.
+  void open(int accepted_fd, const percore::peer_address& from, const listener_config& config, bool try_first_read) noexcept;
+  // Runs the handler until its first wait.
+  void start_handler() noexcept;
+  void resume(std::coroutine_handle<> handle) noexcept;
+  // Ends all operations, now and later, with `reason` (errc, or -errno). Waiting coroutines are put up for resuming.
+  void end_with(int reason) noexcept;
+  // A system call has failed with -errno `result`: the same, and counted.
+  void io_failed(int result) noexcept;
+  // close(): sends what is unsent, then closes.
+  void begin_close() noexcept;
+  // reset(): the descriptor is closed while the handler still runs.
+  void close_now() noexcept { close_descriptor(); }
+  // The handler's frame is destroyed where it waits; the connection is reset.
+  void halt() noexcept;
+  // A shutdown has begun: a reader that waits for a new message fails.
+  void begin_drain() noexcept;
+  // The grace is over: operations fail; a handler that waits again afterwards is halted.
+  void end_grace() noexcept;
+  // A fresh event of the poller.
+  void on_event(std::uint32_t events) noexcept;
+  // Looks at both operations again, at the next step of the loop.
+  void wake_soon() noexcept;
+  void fail(int value) noexcept { error_value = value; }
+  // Adds the descriptor to the poller if it is not. False when the kernel refuses; the connection has then ended.
+  bool ensure_registered() noexcept;
+
+  // read.cpp -----------------------------------------------------------------------------------------------
+  bool start_read(read_kind kind) noexcept;                    // true: done, with success or failure
+  bool suspend_read(std::coroutine_handle<> waiter) noexcept;  // false: done after all
+  void continue_read() noexcept;                               // tries on; resumes the reader when done
+  void fail_reader(int value) noexcept;                        // ends the waiting read and resumes the reader
+  [[nodiscard]] bool waits_for_new_message() const noexcept;
+  [[nodiscard]] bytes_view view() const noexcept;
+  void drop_buffer() noexcept;
+
+  // write.cpp ----------------------------------------------------------------------------------------------
+  bool start_write(const bytes_view* first, std::size_t count, bool last) noexcept;
+  bool suspend_write(std::coroutine_handle<> waiter) noexcept;
+  void continue_output() noexcept;  // sends on; resumes the writer when done
+  bool try_write_now(bytes_view data) noexcept;
+  void finish_sending() noexcept;  // FIN, now or after the tail
+  void drop_tail() noexcept;
+
+  // waiting.cpp --------------------------------------------------------------------------------------------
+  void interrupt_sleep() noexcept;  // at the next tick
+  void resume_sleeper() noexcept;   // now
+
+  // timeouts.cpp -------------------------------------------------------------------------------------------
+  void arm(std::int64_t deadline_ns) noexcept;
+  void arm_for_read() noexcept;
+  void arm_for_write() noexcept;
+  void on_deadline() noexcept;
+
+ private:
+  void handler_returned() noexcept;
+  void flush_or_close() noexcept;
+  void close_descriptor() noexcept;
+  void recycle() noexcept;
+  void run_ready() noexcept;
+
+  bool advance_read() noexcept;  // true: done
+  bool settle_read() noexcept;   // makes sure that something will continue the read; false: done after all
+  bool advance_some() noexcept;
+  bool advance_until() noexcept;
+  bool advance_target() noexcept;
+  bool take_delimited() noexcept;
+  void make_room() noexcept;
+  bool take_buffer() noexcept;
+  void release_idle_buffer() noexcept;
+  ssize_t receive(std::byte* into, std::size_t capacity) noexcept;
+  bool read_failed(int value) noexcept;
+
+  void advance_output() noexcept;
+  bool flush_tail() noexcept;
+  void send_pieces() noexcept;
+  void keep_rest() noexcept;
+  bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
+  ssize_t sent(ssize_t result) noexcept;
+  void finish_write(bool ok) noexcept;
+  void tail_is_empty() noexcept;
+};
+
+}  // namespace percore::engine

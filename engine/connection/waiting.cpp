@@ -1,0 +1,64 @@
+// sleep_for and yield.
+
+#include <utility>
+
+#include "engine/connection/slot.hpp"
+
+namespace percore {
+
+using engine::slot;
+
+// What the engine may do with the private nodes of the awaiters.
+struct detail::sleep_access {
+  static void start(sleep_awaiter& sleep, slot& s, std::int64_t deadline_ns) noexcept {
+    sleep.fire = [](timer_node& node) { wake(static_cast<sleep_awaiter&>(node), false); };
+    s.sleeper = &sleep;
+    s.core->timers.insert(sleep, loop::timer_wheel::tick_from(deadline_ns));
+  }
+  static void wake(sleep_awaiter& sleep, bool interrupted) noexcept {
+    slot& s = slot::of(*sleep.owner_);
+    sleep.unlink();
+    sleep.interrupted_ = sleep.interrupted_ || interrupted;
+    s.sleeper = nullptr;
+    s.resume(sleep.waiter_);
+  }
+  static void interrupt_soon(sleep_awaiter& sleep, slot& s) noexcept {
+    sleep.interrupted_ = true;
+    sleep.unlink();
+    s.core->timers.insert(sleep, 0);  // fires at the next tick
+  }
+};
+
+struct detail::yield_access {
+  static void start(yield_awaiter& yield, slot& s) noexcept {
+    yield.run = [](ready_node& node) {
+      auto& self = static_cast<yield_awaiter&>(node);
+      slot::of(*self.owner_).resume(self.waiter_);
+    };
+    s.core->ready.push_back(yield);
+  }
+};
+
+bool detail::sleep_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
+  slot& s = slot::of(*owner_);
+  PERCORE_ASSERT(s.sleeper == nullptr, "a connection sleeps in two coroutines at once");
+  if (s.ended) {
+    interrupted_ = true;
+    return false;
+  }
+  waiter_ = waiter;
+  // The turn's own time may lie milliseconds back when handlers before this one took long: that would be early.
+  sleep_access::start(*this, s, sys::monotonic_ns() + (duration_.count() > 0 ? duration_.count() : 0));
+  return true;
+}
+
+void detail::yield_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
+  waiter_ = waiter;
+  yield_access::start(*this, slot::of(*owner_));
+}
+
+void engine::slot::interrupt_sleep() noexcept { detail::sleep_access::interrupt_soon(*sleeper, *this); }
+
+void engine::slot::resume_sleeper() noexcept { detail::sleep_access::wake(*sleeper, true); }
+
+}  // namespace percore

@@ -1,0 +1,261 @@
+// The write operations: write, write_last, try_write, shutdown_write, and the unsent tail.
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "engine/connection/slot.hpp"
+
+namespace percore::engine {
+
+bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
+  PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
+  if (ended || sending_done) {
+    fail(ended ? end_reason : static_cast<int>(errc::closed));
+    write_ok = false;
+    return true;
+  }
+  pieces = first;
+  piece_count = count;
+  piece_offset = 0;
+  write_remaining = 0;
+  for (std::size_t i = 0; i < count; ++i) write_remaining += first[i].size();
+  write_last = last;
+  sending_done = last;
+  writing = true;
+  if (++operations > core->operations_per_turn) {
+    postponed = true;
+    return false;
+  }
+  advance_output();
+  return !writing;
+}
+
+bool slot::suspend_write(std::coroutine_handle<> waiter) noexcept {
+  if (postponed) {
+    postponed = false;
+    wake_soon();
+  } else if (!ensure_registered()) {
+    finish_write(false);
+    return false;
+  }
+  writer = waiter;
+  arm_for_write();
+  return true;
+}
+
+void slot::continue_output() noexcept {
+  advance_output();
+  if (!writing && writer) resume(std::exchange(writer, {}));
+}
+
+void slot::finish_write(bool ok) noexcept {
+  writing = false;
+  write_ok = ok;
+  if (!ok) {
+    fail(end_reason);
+  } else if (tail == nullptr) {
+    tail_is_empty();
+  }
+}
+
+void slot::advance_output() noexcept {
+  if (tail == nullptr || flush_tail()) {
+    if (writing && !ended) send_pieces();
+  }
+  if (!writing) return;
+  if (ended) {
+    finish_write(false);
+  } else if (write_remaining == 0 || tail != nullptr || !writable) {
+    keep_rest();
+  }
+}
+
+// What is left of the write goes to the tail if it fits; then the writer need not wait for it.
+void slot::keep_rest() noexcept {
+  if (write_remaining > 0) {
+    const std::size_t kept = tail == nullptr ? 0 : tail->size();
+    if (kept + write_remaining > listener->unsent_tail_bytes) return;
+    for (; write_remaining > 0; ++pieces, piece_offset = 0) {
+      const std::size_t size = pieces->size() - piece_offset;
+      if (!append_to_tail(pieces->data() + piece_offset, size)) {
+        finish_write(false);
+        return;
+      }
+      write_remaining -= size;
+    }
+    if (!ensure_registered()) {
+      finish_write(false);
+      return;
+    }
+  }
+  if (write_last) {
+    fin_after_tail = tail != nullptr;
+    fin_pending = tail == nullptr;
+  }
+  finish_write(true);
+}
+
+// Sends until everything is sent, the socket is full, or it fails. The tail is empty.
+void slot::send_pieces() noexcept {
+  constexpr std::size_t most_pieces = 64;  // per system call; IOV_MAX is 1024
+  const int flags = MSG_NOSIGNAL | (write_last ? MSG_MORE : 0);
+  while (write_remaining > 0 && writable && !ended) {
+    ssize_t result = 0;
+    if (piece_count == 1) {
+      result = sent(sys::send(fd, pieces->data() + piece_offset, write_remaining, flags));
+    } else {
+      std::array<iovec, most_pieces> vector;
+      const std::size_t count = std::min(piece_count, most_pieces);
+      for (std::size_t i = 0; i < count; ++i) {
+        vector[i] = {const_cast<std::byte*>(pieces[i].data()), pieces[i].size()};
+      }
+      vector[0].iov_base = const_cast<std::byte*>(pieces->data() + piece_offset);
+      vector[0].iov_len -= piece_offset;
+      msghdr message{};
+      message.msg_iov = vector.data();
+      message.msg_iovlen = count;
+      const bool all = count == piece_count;
+      result = sent(sys::sendmsg(fd, &message, all ? flags : flags | MSG_MORE));
+    }
+    if (result <= 0) continue;
+    write_remaining -= static_cast<std::size_t>(result);
+    piece_offset += static_cast<std::size_t>(result);
+    while (piece_count > 0 && piece_offset >= pieces->size()) {
+      piece_offset -= pieces->size();
+      ++pieces;
+      --piece_count;
+    }
+  }
+}
+
+// Books the result of a send. After EAGAIN `writable` is false, after a failure `ended` is true.
+ssize_t slot::sent(ssize_t result) noexcept {
+  if (result >= 0) {
+    core->counters.bytes_sent.add(static_cast<std::uint64_t>(result));
+    last_activity_ns = core->now_ns;
+  } else if (result == -EAGAIN) {
+    writable = false;
+  } else if (result != -EINTR) {
+    io_failed(static_cast<int>(result));
+  }
+  return result;
+}
+
+// True when nothing is left of the tail.
+bool slot::flush_tail() noexcept {
+  while (writable && tail != nullptr) {
+    const ssize_t result = sent(sys::send(fd, tail->data() + tail->begin, tail->size(), MSG_NOSIGNAL));
+    if (result <= 0) continue;
+    tail->begin += static_cast<std::uint32_t>(result);
+    if (tail->size() == 0) {
+      drop_tail();
+      tail_is_empty();
+    } else {
+      arm_for_write();
+    }
+  }
+  return tail == nullptr;
+}
+
+void slot::tail_is_empty() noexcept {
+  if (fin_after_tail && !closing && phase == slot_phase::running) {
+    fin_after_tail = false;
+    (void)sys::shutdown(fd, SHUT_WR);
+  }
+}
+
+bool slot::append_to_tail(const std::byte* data, std::size_t size) noexcept {
+  const std::size_t kept = tail == nullptr ? 0 : tail->size();
+  const std::size_t needed = kept + size;
+  if (tail == nullptr || needed > tail->capacity - tail->begin) {
+    void* memory = std::malloc(sizeof(unsent_tail) + needed);
+    if (memory == nullptr) {
+      end_with(static_cast<int>(errc::no_memory));
+      return false;
+    }
+    auto* grown = ::new (memory) unsent_tail{0, static_cast<std::uint32_t>(kept), static_cast<std::uint32_t>(needed)};
+    if (tail != nullptr) {
+      std::memcpy(grown->data(), tail->data() + tail->begin, kept);
+      std::free(tail);
+    } else {
+      ++core->counters.unsent_tails;
+      arm_for_write();
+    }
+    tail = grown;
+  }
+  std::memcpy(tail->data() + tail->end, data, size);
+  tail->end += static_cast<std::uint32_t>(size);
+  return true;
+}
+
+void slot::drop_tail() noexcept { std::free(std::exchange(tail, nullptr)); }
+
+bool slot::try_write_now(bytes_view data) noexcept {
+  if (ended || sending_done) {
+    fail(ended ? end_reason : static_cast<int>(errc::closed));
+    return false;
+  }
+  const std::size_t kept = tail == nullptr ? 0 : tail->size();
+  if (writing || kept + data.size() > listener->unsent_tail_bytes) {
+    fail(static_cast<int>(errc::limit_exceeded));
+    return false;
+  }
+  std::size_t done = 0;
+  while (tail == nullptr && writable && !ended && done < data.size()) {
+    const ssize_t result = sent(sys::send(fd, data.data() + done, data.size() - done, MSG_NOSIGNAL));
+    if (result > 0) done += static_cast<std::size_t>(result);
+  }
+  if (!ended && done < data.size() && append_to_tail(data.data() + done, data.size() - done)) ensure_registered();
+  if (ended) fail(end_reason);
+  return !ended;
+}
+
+void slot::finish_sending() noexcept {
+  if (sending_done || ended) return;
+  sending_done = true;
+  if (tail != nullptr || writing) {
+    fin_after_tail = true;
+  } else {
+    (void)sys::shutdown(fd, SHUT_WR);
+  }
+}
+
+}  // namespace percore::engine
+
+namespace percore {
+
+using engine::slot;
+
+bool detail::write_awaiter::await_ready() const noexcept { return slot::of(*owner_).start_write(&data_, 1, last_); }
+bool detail::write_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
+  return slot::of(*owner_).suspend_write(waiter);
+}
+bool detail::write_awaiter::await_resume() const noexcept { return slot::of(*owner_).write_ok; }
+
+bool detail::write_pieces_awaiter::await_ready() const noexcept {
+  return slot::of(*owner_).start_write(pieces_.data(), pieces_.size(), last_);
+}
+bool detail::write_pieces_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
+  return slot::of(*owner_).suspend_write(waiter);
+}
+bool detail::write_pieces_awaiter::await_resume() const noexcept { return slot::of(*owner_).write_ok; }
+
+bool connection::try_write(bytes_view data) noexcept { return slot::of(*this).try_write_now(data); }
+
+std::size_t connection::unsent_bytes() const noexcept {
+  const slot& s = slot::of(*this);
+  return s.tail == nullptr ? 0 : s.tail->size();
+}
+
+void connection::shutdown_write() noexcept { slot::of(*this).finish_sending(); }
+
+std::error_code detail::write_posted(connection* target, const std::string& data) noexcept {
+  if (target == nullptr) return errc::closed;
+  return target->try_write(data) ? std::error_code{} : target->error();
+}
+
+}  // namespace percore

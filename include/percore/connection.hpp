@@ -1,0 +1,311 @@
+// connection: what a handler reads from and writes to.
+#pragma once
+
+#include <chrono>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include <percore/address.hpp>
+#include <percore/bytes_view.hpp>
+#include <percore/connection_handle.hpp>
+#include <percore/detail/links.hpp>
+#include <percore/error.hpp>
+
+namespace percore {
+
+class server;
+class connection;
+
+namespace detail {
+
+struct sleep_access;
+struct yield_access;
+
+// The awaiters hold only what the call was given: the state of a running operation lives in the connection's slot,
+// which keeps coroutine frames small.
+
+class [[nodiscard("co_await it")]] read_awaiter {
+ public:
+  explicit read_awaiter(connection& owner) noexcept : owner_(&owner) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bytes_view await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+};
+
+class [[nodiscard("co_await it")]] read_until_awaiter {
+ public:
+  read_until_awaiter(connection& owner, std::string_view delimiter, std::size_t limit) noexcept
+      : owner_(&owner), delimiter_(delimiter), limit_(limit) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bytes_view await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+  std::string_view delimiter_;
+  std::size_t limit_;
+};
+
+class [[nodiscard("co_await it")]] read_into_awaiter {
+ public:
+  read_into_awaiter(connection& owner, std::span<std::byte> target) noexcept : owner_(&owner), target_(target) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  std::size_t await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+  std::span<std::byte> target_;
+};
+
+class [[nodiscard("co_await it")]] read_full_awaiter {
+ public:
+  read_full_awaiter(connection& owner, std::span<std::byte> target) noexcept : owner_(&owner), target_(target) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bool await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+  std::span<std::byte> target_;
+};
+
+class [[nodiscard("co_await it")]] write_awaiter {
+ public:
+  write_awaiter(connection& owner, bytes_view data, bool last) noexcept
+      : owner_(&owner), data_(data), last_(last) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bool await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+  bytes_view data_;
+  bool last_;
+};
+
+class [[nodiscard("co_await it")]] write_pieces_awaiter {
+ public:
+  write_pieces_awaiter(connection& owner, std::span<const bytes_view> pieces, bool last) noexcept
+      : owner_(&owner), pieces_(pieces), last_(last) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bool await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+  std::span<const bytes_view> pieces_;
+  bool last_;
+};
+
+class [[nodiscard("co_await it")]] sleep_awaiter : private timer_node {
+ public:
+  sleep_awaiter(connection& owner, std::chrono::nanoseconds duration) noexcept
+      : owner_(&owner), duration_(duration) {}
+  bool await_ready() const noexcept { return false; }
+  bool await_suspend(std::coroutine_handle<> waiter) noexcept;
+  bool await_resume() const noexcept { return !interrupted_; }
+
+ private:
+  friend class percore::connection;
+  friend struct sleep_access;
+  connection* owner_;
+  std::chrono::nanoseconds duration_;
+  std::coroutine_handle<> waiter_;
+  bool interrupted_ = false;
+};
+
+class [[nodiscard("co_await it")]] yield_awaiter : private ready_node {
+ public:
+  explicit yield_awaiter(connection& owner) noexcept : owner_(&owner) {}
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> waiter) noexcept;
+  void await_resume() const noexcept {}
+
+ private:
+  friend struct yield_access;
+  connection* owner_;
+  std::coroutine_handle<> waiter_;
+};
+
+template <class T>
+struct type_tag {
+  static constexpr char tag = 0;  // its address is the identity of T
+};
+
+}  // namespace detail
+
+// One accepted connection, in a preallocated slot of the core that accepted it. The engine makes it, closes it when
+// the handler returns and reuses the slot afterwards. Every member function may be called only on that core's
+// thread: from the handler, from what it awaits, or from a function posted with connection_handle::post. Other
+// threads hold a connection_handle.
+//
+// Peers' faults are values: reads answer an empty view, 0 or false, writes answer false, and error() tells why.
+// Nothing here throws because of what a peer does.
+//
+// At most one read and one write of a connection may be waited for at a time; a second one is a fault of the
+// program and ends it with a message.
+class connection {
+ public:
+  connection(const connection&) = delete;
+  connection& operator=(const connection&) = delete;
+
+  // --- reading ---------------------------------------------------------------------------------------------
+
+  // The next bytes, as soon as there are any: at least 1 and at most server_options::read_buffer_bytes of them.
+  // Empty at the end of the stream or on an error. The view points into a buffer of the core and is valid until
+  // the next read of this connection, release_view(), or the end of the handler.
+  detail::read_awaiter read() noexcept { return detail::read_awaiter(*this); }
+
+  // Up to target.size() bytes into the caller's memory, as soon as there are any. 0 at the end or on an error.
+  detail::read_into_awaiter read(std::span<std::byte> target) noexcept {
+    return detail::read_into_awaiter(*this, target);
+  }
+
+  // Exactly target.size() bytes. False when the stream ends or fails before; what came until then is in `target`
+  // and its length in bytes_of_failed_read().
+  detail::read_full_awaiter read_full(std::span<std::byte> target) noexcept {
+    return detail::read_full_awaiter(*this, target);
+  }
+
+  // The bytes up to and with the first `delimiter` (1 to 255 bytes, which must stay valid until the read is done).
+  // Empty when the stream ends or fails before one came, or with errc::limit_exceeded when the first `limit` bytes
+  // hold none; what was received stays and can be taken with read(). A limit above read_buffer_bytes counts as
+  // read_buffer_bytes. The view is valid as that of read().
+  detail::read_until_awaiter read_until(std::string_view delimiter, std::size_t limit) noexcept {
+    return detail::read_until_awaiter(*this, delimiter, limit);
+  }
+
+  // Puts the last `count` bytes of the last view back: they are what the next read answers first. Throws
+  // std::length_error when the last view was shorter or is no longer valid.
+  void unread(std::size_t count);
+  // The same for a view that is the end of the last view.
+  void unread(bytes_view rest) { unread(rest.size()); }
+
+  // Ends the life of the last view early, so that the core may lend its buffer to another connection. Worth calling
+  // before a long wait (a sleep, a slow computation elsewhere) when the bytes are no longer needed.
+  void release_view() noexcept;
+
+  // Bytes received but not yet read by the handler.
+  [[nodiscard]] std::size_t buffered_bytes() const noexcept;
+
+  // After read_full answered false: how many bytes of the target were filled.
+  [[nodiscard]] std::size_t bytes_of_failed_read() const noexcept;
+
+  // --- writing ---------------------------------------------------------------------------------------------
+
+  // Sends all of `data`. True when the socket or the connection's unsent tail (at most
+  // listen_options::unsent_tail_bytes) has taken the whole; until then the writer waits and `data` must stay valid.
+  detail::write_awaiter write(bytes_view data) noexcept { return detail::write_awaiter(*this, data, false); }
+
+  // The same for several pieces in one system call. Pieces and bytes must stay valid until the write is done.
+  detail::write_pieces_awaiter write(std::span<const bytes_view> pieces) noexcept {
+    return detail::write_pieces_awaiter(*this, pieces, false);
+  }
+
+  // The last write of this connection: the FIN travels in the segment of the last byte (MSG_MORE before close,
+  // tcp(7)), which saves a packet. Later writes fail with errc::closed; reading still works.
+  detail::write_awaiter write_last(bytes_view data) noexcept { return detail::write_awaiter(*this, data, true); }
+  detail::write_pieces_awaiter write_last(std::span<const bytes_view> pieces) noexcept {
+    return detail::write_pieces_awaiter(*this, pieces, true);
+  }
+
+  // Sends or keeps all of `data` without waiting, or none of it: false when the unsent tail has no room
+  // (errc::limit_exceeded; the connection lives on), a write is being waited for, or the connection no longer sends.
+  bool try_write(bytes_view data) noexcept;
+
+  // Bytes accepted by write that the socket has not taken yet.
+  [[nodiscard]] std::size_t unsent_bytes() const noexcept;
+
+  // --- ending ----------------------------------------------------------------------------------------------
+
+  // Half-close: sends a FIN after what is unsent. Later writes fail, reading goes on.
+  void shutdown_write() noexcept;
+  // Ends the connection from this side: what is unsent is still sent (under the write timeout), nothing more is
+  // read, operations that wait now and all later ones fail with errc::closed. Returning from the handler does the same.
+  void close() noexcept;
+  // Ends it at once with a RST; what is unsent is dropped.
+  void reset() noexcept;
+
+  // Why the last operation that failed has failed; empty as long as none has.
+  [[nodiscard]] std::error_code error() const noexcept;
+
+  // --- time ------------------------------------------------------------------------------------------------
+
+  // Waits. False when the connection is being ended (lifetime timeout, end of a shutdown's grace) before. The
+  // resolution is that of the core's timer wheel, 131 us (2^17 ns); never early.
+  detail::sleep_awaiter sleep_for(std::chrono::nanoseconds duration) noexcept {
+    return detail::sleep_awaiter(*this, duration);
+  }
+  // Lets everything else that is ready on this core run first.
+  detail::yield_awaiter yield() noexcept { return detail::yield_awaiter(*this); }
+
+  // Timeouts; 0 is none. They start from listen_options and apply from the next wait on. Resolution 1 ms, at most
+  // 49 days (2^32 - 1 ms). What each one means is documented at listen_options.
+  void set_read_timeout(std::chrono::milliseconds timeout) noexcept;
+  void set_write_timeout(std::chrono::milliseconds timeout) noexcept;
+  void set_idle_timeout(std::chrono::milliseconds timeout) noexcept;
+  void set_lifetime_timeout(std::chrono::milliseconds timeout) noexcept;  // counted from start_time()
+
+  // When it was accepted: the time of the loop turn that did.
+  [[nodiscard]] std::chrono::steady_clock::time_point start_time() const noexcept;
+  // The time of this loop turn: costs no clock read.
+  [[nodiscard]] std::chrono::steady_clock::time_point now() const noexcept;
+
+  // --- where and who ---------------------------------------------------------------------------------------
+
+  [[nodiscard]] address peer_address() const noexcept;   // as accept4 told it; no system call
+  [[nodiscard]] address local_address() const noexcept;  // one getsockname; unspecified once closed
+  [[nodiscard]] server& owner() const noexcept;
+  [[nodiscard]] unsigned core_index() const noexcept;     // 0 .. server::core_count() - 1
+  [[nodiscard]] std::size_t listener() const noexcept;    // as server::listen returned it
+  // True once a shutdown has begun: a good moment to say goodbye instead of waiting for another message.
+  [[nodiscard]] bool server_stopping() const noexcept;
+  // Reaches this connection from any thread, or finds that it is gone.
+  [[nodiscard]] connection_handle handle() const;
+
+  // The descriptor; -1 once closed. It belongs to the engine: it may be used for socket options, not be closed, and
+  // reading or writing it by hand is at the caller's own risk.
+  [[nodiscard]] int fd() const noexcept;
+  std::error_code set_option(int level, int name, const void* value, std::size_t bytes) noexcept;
+  std::error_code get_option(int level, int name, void* value, std::size_t& bytes) const noexcept;
+
+  // --- context ---------------------------------------------------------------------------------------------
+
+  // Constructs the connection's own T inside its slot (on the heap when it does not fit beside the handler's frame;
+  // counted in stats().contexts_on_heap). Destroyed after the handler's frame. One per connection: throws
+  // std::logic_error when there is one already, std::bad_alloc when there is no memory.
+  template <class T, class... Args>
+  T& emplace_context(Args&&... args) {
+    static_assert(alignof(T) <= alignof(std::max_align_t));
+    void* place = allocate_context(sizeof(T));
+    T* context = ::new (place) T(std::forward<Args>(args)...);
+    adopt_context(context, &detail::type_tag<T>::tag, [](void* p) noexcept { static_cast<T*>(p)->~T(); });
+    return *context;
+  }
+  // The context if it is a T, else nullptr.
+  template <class T>
+  [[nodiscard]] T* context() const noexcept {
+    return static_cast<T*>(find_context(&detail::type_tag<T>::tag));
+  }
+
+ protected:
+  connection() noexcept = default;
+  ~connection() = default;
+
+ private:
+  void* allocate_context(std::size_t bytes);
+  void adopt_context(void* context, const void* type, void (*destroy)(void*) noexcept) noexcept;
+  void* find_context(const void* type) const noexcept;
+};
+
+}  // namespace percore

@@ -1,0 +1,85 @@
+// What a server and its listeners can be told.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <string>
+
+#include <percore/address.hpp>
+#include <percore/placement.hpp>
+#include <percore/socket_options.hpp>
+
+namespace percore {
+
+// What happens when a limit of open connections is reached.
+enum class limit_policy {
+  pause,   // stop accepting: clients wait in the kernel's accept queue until a connection ends
+  refuse,  // accept and reset at once: clients learn it immediately; counted in stats().refused_limit
+};
+
+struct server_options {
+  placement_options placement;
+
+  // Open connections per core; 0: what RLIMIT_NOFILE allows, at most 262,144. The slots for all of them are reserved
+  // as address space at start and take memory only once used.
+  std::size_t max_connections_per_core = 0;
+  // Open connections of the whole server; 0: no limit beyond the cores' own. While set, each accept and each close
+  // costs one write to a counter that all cores share.
+  std::size_t max_connections = 0;
+  limit_policy at_limit = limit_policy::pause;
+  // After this many accepted connections, exactly, over all cores, the server shuts down without a grace limit; 0:
+  // never. While set, each accept costs one write to a counter that all cores share. Clients beyond it are not
+  // accepted: the kernel resets them when the listeners close.
+  std::uint64_t max_accepted = 0;
+
+  // One connection's slot: its state (about 370 bytes) and its handler's coroutine frame, nested frames and context.
+  // What does not fit goes to the heap and is counted. 512 to 65,536, a multiple of 64.
+  std::size_t slot_bytes = 960;
+  // Size of the buffers that reads lend, 1024 to 16 MiB, and how many may be lent by one core at a time. A read that
+  // finds none left waits until one is given back.
+  std::size_t read_buffer_bytes = 32 * 1024;
+  std::size_t read_buffers_per_core = 2048;
+  // Messages that a core's mailbox holds, rounded up to a power of two; more are answered with queue_full.
+  std::size_t mailbox_messages = 4096;
+  // Consecutive operations of one connection that succeed without waiting, before others get their turn.
+  unsigned operations_per_turn = 64;
+  // Stack of each core's thread; plain pages, touched only as needed.
+  std::size_t core_stack_bytes = 1024 * 1024;
+  // Threads are named "NAME/0", "NAME/1", ...; at most 11 bytes of it are used (pthread_setname_np(3) allows 15).
+  std::string thread_name = "percore";
+
+  // serve() lets SIGINT and SIGTERM shut down (a second one halts) and restores the previous actions afterwards.
+  bool handle_signals = true;
+  // Grace of a shutdown that a signal or max_accepted began; 0: no limit.
+  std::chrono::milliseconds shutdown_grace{0};
+
+  // Called on the core's thread when an exception leaves a handler (the connection is then closed) or a function
+  // given to post(); must not throw. Default: nothing but the count in stats().handler_errors.
+  std::function<void(std::exception_ptr)> on_exception;
+  // Called while listening and starting with one line of text. Default: standard error.
+  std::function<void(const std::string&)> on_warning;
+};
+
+struct listen_options {
+  // Options of the listening sockets and of what they accept.
+  socket_options socket;
+
+  // Timeouts; 0 is none, resolution 1 ms, longest 49 days (2^32 - 1 ms). What runs out fails with errc::timed_out.
+  std::chrono::milliseconds read_timeout{0};      // one read operation, from its call until it is done
+  std::chrono::milliseconds write_timeout{0};     // unsent bytes of which the socket takes none for so long
+  std::chrono::milliseconds idle_timeout{0};      // no byte in either direction while an operation waits
+  std::chrono::milliseconds lifetime_timeout{0};  // the whole connection
+
+  // How much of a write may be kept when the socket does not take it; over it the writer waits.
+  std::size_t unsent_tail_bytes = 64 * 1024;
+  // After the handler has returned or close() was called: how long what is unsent may make no progress when there
+  // is no write_timeout. Then the connection is reset.
+  std::chrono::milliseconds close_timeout{30'000};
+  // Connections accepted per loop turn of one core, at most; the rest waits for the next turn.
+  unsigned accepts_per_turn = 64;
+};
+
+}  // namespace percore

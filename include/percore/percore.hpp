@@ -1,0 +1,15 @@
+// All of percore's public interface.
+#pragma once
+
+#include <percore/address.hpp>
+#include <percore/bytes_view.hpp>
+#include <percore/connection.hpp>
+#include <percore/connection_handle.hpp>
+#include <percore/error.hpp>
+#include <percore/options.hpp>
+#include <percore/placement.hpp>
+#include <percore/server.hpp>
+#include <percore/socket_options.hpp>
+#include <percore/stats.hpp>
+#include <percore/task.hpp>
+#include <percore/version.hpp>

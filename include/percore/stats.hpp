@@ -1,0 +1,43 @@
+// Counters of a server, per core and summed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace percore {
+
+// Each core writes its own with plain stores; a reader on another thread sees each counter whole, and the set as of
+// about the same moment. All count from start() except `active`.
+struct core_stats {
+  std::uint64_t accepted = 0;            // connections whose handler was started
+  std::uint64_t active = 0;              // open now
+  std::uint64_t refused_limit = 0;       // reset because of a limit of open connections (limit_policy::refuse)
+  std::uint64_t refused_memory = 0;      // reset because no frame or no epoll entry could be had
+  std::uint64_t accept_aborted = 0;      // ended by the peer in the accept queue (ECONNABORTED and network errors)
+  std::uint64_t accept_paused_files = 0;   // times accepting paused for EMFILE or ENFILE
+  std::uint64_t accept_paused_memory = 0;  // times accepting paused for ENOMEM or ENOBUFS
+  std::uint64_t accept_paused_limit = 0;   // times accepting paused for a limit of open connections
+  std::uint64_t bytes_received = 0;
+  std::uint64_t bytes_sent = 0;
+  std::uint64_t handler_errors = 0;      // exceptions that left a handler or a posted function
+  std::uint64_t resets_received = 0;     // connections on which an operation failed with connection_reset
+  std::uint64_t timeouts = 0;            // operations failed with timed_out
+  std::uint64_t buffers_exhausted = 0;   // reads that had to wait for a read buffer
+  std::uint64_t frames_on_heap = 0;      // coroutine frames that did not fit their slot
+  std::uint64_t contexts_on_heap = 0;    // contexts that did not fit their slot
+  std::uint64_t unsent_tails = 0;        // writes of which a tail had to be kept (one heap allocation each)
+  std::uint64_t first_read_hits = 0;     // connections whose first bytes were there at accept
+  std::uint64_t wakeups = 0;             // returns of epoll_wait
+  std::uint64_t events = 0;              // readiness events that they brought
+  std::uint64_t messages = 0;            // mailbox messages run
+  std::uint64_t halted = 0;              // connections whose handler was ended by halt() or the end of a grace
+
+  core_stats& operator+=(const core_stats& other) noexcept;
+};
+
+struct server_stats {
+  std::vector<core_stats> cores;
+  core_stats total;
+};
+
+}  // namespace percore
