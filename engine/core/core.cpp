@@ -1,0 +1,174 @@
+#include "engine/core/core.hpp"
+
+#include <exception>
+#include <system_error>
+#include <utility>
+
+namespace percore::engine {
+
+namespace {
+
+// Messages run in one turn before connections get their share again.
+constexpr std::size_t messages_per_turn = 256;
+
+}  // namespace
+
+core::core(const settings& given)
+    : settings_(given),
+      slot_memory_(given.limits.slots * given.limits.slot_bytes, given.numa_node),
+      buffer_memory_(read_buffer_pool::region_bytes(given.limits.buffer_bytes, given.limits.buffers),
+                     given.numa_node),
+      resources_(given.limits, slot_memory_.data(), buffer_memory_.data(),
+                 std::make_shared<loop::mailbox>(given.mailbox_messages)) {
+  resources_.index = given.index;
+  resources_.owner = given.owner;
+  resources_.on_exception = given.on_exception;
+  grace_timer_.owner = this;
+  grace_timer_.fire = [](detail::timer_node& node) {
+    static_cast<grace_timer&>(node).owner->for_each_connection([](slot& s) { s.end_grace(); });
+  };
+  const int result = resources_.poller.add_listener(resources_.mailbox->wakeup_fd(), wakeup_token, false);
+  if (result != 0) {
+    throw std::system_error(-result, std::system_category(), "percore: cannot watch a core's wake-up");
+  }
+}
+
+void core::add_listener(acceptor::settings listener) {
+  acceptors_.push_back(std::make_unique<acceptor>(resources_, listener, acceptors_.size()));
+}
+
+int core::start_listeners() noexcept {
+  for (auto& listener : acceptors_) {
+    if (const int result = listener->start(); result != 0) {
+      close_listeners();
+      return result;
+    }
+  }
+  return 0;
+}
+
+void core::close_listeners() noexcept {
+  for (auto& listener : acceptors_) listener->close();
+}
+
+void core::run() noexcept {
+  while (!halted_ && !drained()) turn();
+  // Whoever posts from here on is told that the server has ended; what was posted before still runs.
+  resources_.mailbox->close();
+  while (!resources_.mailbox->drained()) run_messages(messages_per_turn);
+}
+
+bool core::drained() const noexcept {
+  if (!resources_.stopping || resources_.slots.in_use() != 0) return false;
+  for (const auto& listener : acceptors_) {
+    if (!listener->closed()) return false;
+  }
+  return true;
+}
+
+void core::turn() noexcept {
+  const std::int64_t limit = sleep_limit();
+  const auto events = resources_.poller.wait(limit);
+  if (limit != 0) resources_.mailbox->awake();
+  resources_.now_ns = sys::monotonic_ns();
+  ++resources_.counters.wakeups;
+  resources_.counters.events.add(events.size());
+  for (const epoll_event& event : events) dispatch(event);
+  if (const auto signals = resources_.mailbox->take_signals()) obey(signals);
+  run_messages(messages_per_turn);
+  resources_.timers.advance(loop::timer_wheel::tick_of(resources_.now_ns));
+  run_ready();
+  end_of_turn();
+}
+
+// How long the poller may wait; when it may wait at all, the mailbox has been told that this core sleeps.
+std::int64_t core::sleep_limit() noexcept {
+  if (!resources_.ready.empty()) return 0;
+  std::int64_t limit = -1;
+  if (const std::uint64_t tick = resources_.timers.next_tick(); tick != loop::timer_wheel::never) {
+    limit = static_cast<std::int64_t>(tick << loop::timer_wheel::tick_shift) - resources_.now_ns;
+    if (limit <= 0) return 0;
+  }
+  return resources_.mailbox->prepare_to_sleep() ? limit : 0;
+}
+
+void core::dispatch(const epoll_event& event) noexcept {
+  const std::uint64_t token = event.data.u64;
+  const auto generation = static_cast<std::uint32_t>(token >> 32);
+  if (generation != 0) [[likely]] {
+    slot& target = resources_.slots.at(static_cast<std::uint32_t>(token));
+    // An event of this very batch may be meant for a connection that the batch has already ended.
+    if (target.generation == generation) target.on_event(event.events);
+  } else if (token == wakeup_token) {
+    resources_.mailbox->drain_wakeup();
+  } else {
+    acceptors_[token]->on_event();
+  }
+}
+
+void core::run_messages(std::size_t most) noexcept {
+  for (; most > 0; --most) {
+    auto message = resources_.mailbox->pop();
+    if (!message) return;
+    ++resources_.counters.messages;
+    try {
+      (*message)(resources_);
+    } catch (...) {
+      resources_.report(std::current_exception());
+    }
+  }
+}
+
+void core::run_ready() noexcept {
+  // What becomes ready meanwhile waits for the next turn, behind fresh events.
+  base::intrusive_list<detail::ready_node> now;
+  now.take(resources_.ready);
+  while (detail::ready_node* node = now.pop_front()) node->run(*node);
+}
+
+void core::end_of_turn() noexcept {
+  const std::uint32_t freed = resources_.slots.end_of_turn();
+  if (freed == 0) return;
+  settings_.shared->release_open(freed);
+  for (auto& listener : acceptors_) listener->on_room();
+}
+
+void core::obey(loop::mailbox::signals signals) noexcept {
+  if (signals & signal_halt) {
+    halt();
+    return;
+  }
+  if (signals & signal_shutdown) begin_shutdown();
+  if (signals & signal_room) {
+    for (auto& listener : acceptors_) listener->on_room();
+  }
+}
+
+void core::begin_shutdown() noexcept {
+  if (!resources_.stopping) {
+    resources_.stopping = true;
+    for (auto& listener : acceptors_) listener->drain();
+    for_each_connection([](slot& s) { s.begin_drain(); });
+  }
+  if (const std::int64_t grace_end = settings_.grace_end_ns->load(std::memory_order_acquire); grace_end != 0) {
+    grace_timer_.unlink();
+    resources_.timers.insert(grace_timer_, loop::timer_wheel::tick_from(grace_end));
+  }
+}
+
+void core::halt() noexcept {
+  close_listeners();
+  for_each_connection([](slot& s) { s.halt(); });
+  settings_.shared->release_open(resources_.slots.end_of_turn());
+  halted_ = true;
+}
+
+template <class Action>
+void core::for_each_connection(Action action) noexcept {
+  for (std::uint32_t i = 0; i < resources_.slots.touched(); ++i) {
+    slot& s = resources_.slots.at(i);
+    if (s.phase != slot_phase::free) action(s);
+  }
+}
+
+}  // namespace percore::engine

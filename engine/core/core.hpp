@@ -1,0 +1,81 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/connection/core_resources.hpp"
+#include "engine/core/acceptor.hpp"
+#include "engine/sys/numa_memory.hpp"
+
+namespace percore::engine {
+
+// One core: its memory, its connections, its listeners, and the loop that its thread runs.
+class core {
+ public:
+  // Bits for mailbox::signal.
+  enum : std::uint32_t { signal_shutdown = 1, signal_halt = 2, signal_room = 4 };
+
+  struct settings {
+    unsigned index = 0;
+    std::optional<unsigned> numa_node;  // none: wherever the thread touches it first
+    core_resources::limits limits;
+    std::size_t mailbox_messages = 0;
+    server* owner = nullptr;
+    shared_limits* shared = nullptr;
+    std::function<void(std::exception_ptr)> on_exception;
+    // When the grace of a shutdown ends, in CLOCK_MONOTONIC nanoseconds; 0: it does not. Shared by all cores.
+    const std::atomic<std::int64_t>* grace_end_ns = nullptr;
+  };
+
+  // On the thread that will run it, so that its memory is near. Throws std::system_error.
+  explicit core(const settings& given);
+  core(const core&) = delete;
+  core& operator=(const core&) = delete;
+
+  void add_listener(acceptor::settings listener);
+  // 0, or a negative errno: then nothing listens.
+  int start_listeners() noexcept;
+  // Gives up all listeners of a start that failed elsewhere.
+  void close_listeners() noexcept;
+
+  // The loop: returns when a shutdown is complete or a halt was signalled, with all connections ended and every
+  // message that was posted run.
+  void run() noexcept;
+
+  [[nodiscard]] const std::shared_ptr<loop::mailbox>& mailbox() const noexcept { return resources_.mailbox; }
+  [[nodiscard]] core_stats stats() const noexcept { return resources_.counters.snapshot(); }
+
+ private:
+  // Tokens of what is no connection have generation 0, which no connection has.
+  static constexpr std::uint64_t wakeup_token = 0xffff'ffff;
+
+  void turn() noexcept;
+  std::int64_t sleep_limit() noexcept;
+  void dispatch(const epoll_event& event) noexcept;
+  void run_messages(std::size_t most) noexcept;
+  void run_ready() noexcept;
+  void end_of_turn() noexcept;
+  void obey(loop::mailbox::signals signals) noexcept;
+  void begin_shutdown() noexcept;
+  void halt() noexcept;
+  template <class Action>
+  void for_each_connection(Action action) noexcept;
+  [[nodiscard]] bool drained() const noexcept;
+
+  const settings settings_;
+  sys::numa_region slot_memory_;
+  sys::numa_region buffer_memory_;
+  core_resources resources_;
+  std::vector<std::unique_ptr<acceptor>> acceptors_;
+  bool halted_ = false;
+
+  struct grace_timer : detail::timer_node {
+    core* owner = nullptr;
+  };
+  grace_timer grace_timer_;
+};
+
+}  // namespace percore::engine

@@ -1,0 +1,369 @@
+#include "engine/server/server_state.hpp"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+#include "engine/base/cache_line.hpp"
+#include "engine/server/signals.hpp"
+
+namespace percore::engine {
+
+namespace {
+
+// Which server's core this thread is.
+constinit thread_local const server_state* server_of_thread = nullptr;
+
+constexpr std::size_t most_connections_per_core = 262'144;
+
+std::uint32_t timeout_ms(std::chrono::milliseconds value, const char* name) {
+  if (value.count() < 0 || value.count() > std::int64_t{~std::uint32_t{0}}) {
+    throw std::invalid_argument(std::string("percore: ") + name + " must be from 0 to 4294967295 ms");
+  }
+  return static_cast<std::uint32_t>(value.count());
+}
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(std::string("percore: ") + message);
+}
+
+server_options checked(server_options options) {
+  require(options.slot_bytes >= 512 && options.slot_bytes <= 65'536 && options.slot_bytes % 64 == 0,
+          "slot_bytes must be a multiple of 64 from 512 to 65536");
+  require(options.read_buffer_bytes >= 1024 && options.read_buffer_bytes <= 16 * 1024 * 1024,
+          "read_buffer_bytes must be from 1024 to 16777216");
+  require(options.read_buffers_per_core >= 1 && options.read_buffers_per_core <= 1'048'576,
+          "read_buffers_per_core must be from 1 to 1048576");
+  require(options.mailbox_messages >= 1 && options.mailbox_messages <= 16'777'216,
+          "mailbox_messages must be from 1 to 16777216");
+  require(options.operations_per_turn >= 1, "operations_per_turn must be at least 1");
+  require(options.max_connections_per_core <= most_connections_per_core * 16,
+          "max_connections_per_core must be at most 4194304");
+  (void)timeout_ms(options.shutdown_grace, "shutdown_grace");
+  return options;
+}
+
+std::size_t slots_per_core(const server_options& options) {
+  if (options.max_connections_per_core != 0) return options.max_connections_per_core;
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0) return most_connections_per_core;
+  return std::clamp<std::size_t>(files.rlim_cur, 64, most_connections_per_core);
+}
+
+}  // namespace
+
+server_state::server_state(server& face, server_options options)
+    : face_(face),
+      options_(checked(std::move(options))),
+      limits_(options_.max_connections, options_.max_accepted),
+      ended_(std::make_shared<loop::wakeup>()) {
+  limits_.on_last_accepted = [this] { begin_shutdown(options_.shutdown_grace); };
+  limits_.on_room = [this] { signal_all(core::signal_room); };
+}
+
+server_state::~server_state() {
+  begin_halt();
+  wait();
+  close_adopted();
+}
+
+std::size_t server_state::add_listener(const address* where, int fd, detail::handler handler,
+                                       listen_options options) {
+  if (started_) throw std::logic_error("percore: listen() after start()");
+  auto made = std::make_unique<listener>();
+  made->adopted_fd = fd;
+  listeners_.reserve(listeners_.size() + 1);
+  if (where != nullptr) made->where = *where;
+  listener_config& config = made->config;
+  config.handler = std::move(handler);
+  config.index = listeners_.size();
+  config.read_timeout_ms = timeout_ms(options.read_timeout, "read_timeout");
+  config.write_timeout_ms = timeout_ms(options.write_timeout, "write_timeout");
+  config.idle_timeout_ms = timeout_ms(options.idle_timeout, "idle_timeout");
+  config.lifetime_timeout_ms = timeout_ms(options.lifetime_timeout, "lifetime_timeout");
+  config.close_timeout_ms = timeout_ms(options.close_timeout, "close_timeout");
+  require(options.unsent_tail_bytes <= 1u << 30, "unsent_tail_bytes must be at most 1073741824");
+  require(options.accepts_per_turn >= 1, "accepts_per_turn must be at least 1");
+  config.unsent_tail_bytes = static_cast<std::uint32_t>(options.unsent_tail_bytes);
+  sys::validate(options.socket);
+  made->options = options;
+  listeners_.push_back(std::move(made));
+  return listeners_.size() - 1;
+}
+
+void server_state::warn(const std::string& text) const {
+  if (options_.on_warning) {
+    options_.on_warning(text);
+  } else {
+    std::fprintf(stderr, "percore: %s\n", text.c_str());
+  }
+}
+
+// Starting --------------------------------------------------------------------------------------------------
+
+void server_state::start() {
+  if (started_) throw std::logic_error("percore: start() was called before");
+  if (listeners_.empty()) throw std::logic_error("percore: start() without a listener");
+  plan_cores();
+  try {
+    bind_listeners();
+    start_threads();
+    wait_until_prepared();
+    listen_all();
+    // Cores take up their listeners all together; if one cannot, none stays.
+    started_ = true;  // before the first handler can ask for core_count() or post()
+    {
+      std::unique_lock lock(mutex_);
+      gate_ = gate::open;
+      changed_.notify_all();
+      changed_.wait(lock, [this] { return listening_ == cores_.size() || failure_; });
+      if (failure_) std::rethrow_exception(failure_);
+    }
+  } catch (...) {
+    abort_start();
+    throw;
+  }
+}
+
+void server_state::plan_cores() {
+  plan_ = plan_placement(discover_topology(), options_.placement);
+  for (const auto& text : plan_.warnings) warn(text);
+}
+
+void server_state::bind_listeners() {
+  std::vector<int> cpus;
+  for (const auto& place : plan_.cores) cpus.push_back(plan_.pin ? static_cast<int>(place.cpu) : -1);
+  const auto callback = [this](const std::string& text) { warn(text); };
+  for (auto& l : listeners_) {
+    if (l->where) {
+      l->group = sys::listen_group::bind(*l->where, l->options.socket, cpus, callback);
+    } else {
+      l->group = sys::listen_group::adopt(l->adopted_fd, l->options.socket, cpus.size(), callback);
+      l->adopted_fd = -1;
+    }
+  }
+}
+
+void server_state::listen_all() {
+  for (auto& l : listeners_) l->group->listen();
+}
+
+void server_state::start_threads() {
+  const std::string prefix = options_.thread_name.substr(0, 11);
+  cores_.resize(plan_.cores.size());
+  for (std::size_t i = 0; i < plan_.cores.size(); ++i) {
+    std::vector<unsigned> cpus;
+    if (plan_.pin) cpus.push_back(plan_.cores[i].cpu);
+    sys::core_thread thread;
+    {
+      std::lock_guard lock(mutex_);
+      ++running_;
+    }
+    try {
+      thread.start([this, i] { run_core(i); }, prefix + "/" + std::to_string(i), cpus, options_.core_stack_bytes);
+    } catch (...) {
+      core_ended();
+      throw;
+    }
+    threads_.push_back(std::move(thread));
+  }
+}
+
+void server_state::wait_until_prepared() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return prepared_ == cores_.size() || failure_; });
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void server_state::abort_start() noexcept {
+  {
+    std::lock_guard lock(mutex_);
+    gate_ = gate::aborted;
+    changed_.notify_all();
+  }
+  for (auto& thread : threads_) thread.join();  // none serves yet: they stop at the gate
+  started_ = false;
+  threads_.clear();
+  cores_.clear();
+  for (auto& l : listeners_) l->group.reset();
+  close_adopted();
+  std::lock_guard lock(mutex_);
+  gate_ = gate::closed;
+  prepared_ = listening_ = 0;
+  failure_ = nullptr;
+}
+
+void server_state::close_adopted() noexcept {
+  for (auto& l : listeners_) {
+    if (l->adopted_fd >= 0) (void)sys::close(std::exchange(l->adopted_fd, -1));
+  }
+}
+
+// The cores' threads ----------------------------------------------------------------------------------------
+
+void server_state::prepare_core(std::size_t index) {
+  core::settings settings;
+  settings.index = static_cast<unsigned>(index);
+  if (plan_.pin) settings.numa_node = plan_.cores[index].numa_node;
+  settings.limits = {slots_per_core(options_), options_.slot_bytes, options_.read_buffers_per_core,
+                     options_.read_buffer_bytes, options_.operations_per_turn};
+  settings.mailbox_messages = options_.mailbox_messages;
+  settings.owner = &face_;
+  settings.shared = &limits_;
+  settings.on_exception = options_.on_exception;
+  settings.grace_end_ns = &grace_end_ns_;
+  auto made = std::make_unique<core>(settings);
+  for (auto& l : listeners_) {
+    acceptor::settings listening;
+    listening.group = l->group.get();
+    listening.config = &l->config;
+    listening.limits = &limits_;
+    listening.at_limit = options_.at_limit;
+    listening.accepts_per_turn = l->options.accepts_per_turn;
+    listening.client_speaks_first = l->options.socket.defer_accept.count() > 0;
+    made->add_listener(listening);
+  }
+  std::lock_guard lock(mutex_);
+  cores_[index] = std::move(made);
+  ++prepared_;
+  changed_.notify_all();
+}
+
+void server_state::run_core(std::size_t index) noexcept {
+  server_of_thread = this;
+  try {
+    prepare_core(index);
+    bool go = false;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return gate_ != gate::closed; });
+      go = gate_ == gate::open;
+    }
+    core& self = *cores_[index];
+    if (go) {
+      if (const int result = self.start_listeners(); result != 0) {
+        throw std::system_error(-result, std::system_category(), "percore: cannot watch a listening socket");
+      }
+      {
+        std::unique_lock lock(mutex_);
+        ++listening_;
+        changed_.notify_all();
+        changed_.wait(lock, [this] { return listening_ == cores_.size() || gate_ == gate::aborted; });
+        go = gate_ != gate::aborted;
+      }
+      if (go) self.run();
+    }
+    self.close_listeners();
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = std::current_exception();
+    changed_.notify_all();
+  }
+  core_ended();
+}
+
+void server_state::core_ended() noexcept {
+  std::lock_guard lock(mutex_);
+  if (--running_ == 0) {
+    changed_.notify_all();
+    ended_->wake();
+  }
+}
+
+bool server_state::on_own_core() const noexcept { return server_of_thread == this; }
+
+// Ending ----------------------------------------------------------------------------------------------------
+
+void server_state::signal_all(loop::mailbox::signals bits) noexcept {
+  for (auto& c : cores_) {
+    if (c) c->mailbox()->signal(bits);
+  }
+}
+
+void server_state::begin_shutdown(std::chrono::milliseconds grace) noexcept {
+  if (!started_) return;
+  stopping_.store(true, std::memory_order_release);
+  if (grace.count() > 0) {
+    // The earliest end that anybody asked for.
+    const std::int64_t end = sys::monotonic_ns() + std::chrono::nanoseconds(grace).count();
+    std::int64_t known = grace_end_ns_.load(std::memory_order_relaxed);
+    while ((known == 0 || end < known) &&
+           !grace_end_ns_.compare_exchange_weak(known, end, std::memory_order_release)) {
+    }
+  }
+  signal_all(core::signal_shutdown);
+}
+
+void server_state::begin_halt() noexcept {
+  if (!started_) return;
+  stopping_.store(true, std::memory_order_release);
+  signal_all(core::signal_halt);
+}
+
+void server_state::wait() {
+  if (on_own_core()) throw std::logic_error("percore: a core's thread cannot wait for the end of its own server");
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return running_ == 0; });
+  }
+  std::lock_guard joining(join_mutex_);
+  for (auto& thread : threads_) thread.join();
+}
+
+void server_state::serve() {
+  std::optional<signal_watch> watch;
+  if (options_.handle_signals) watch.emplace(*ended_);
+  if (!started_) start();
+  unsigned obeyed = 0;
+  for (;;) {
+    {
+      std::lock_guard lock(mutex_);
+      if (running_ == 0) break;
+    }
+    (void)sys::poll_readable(ended_->fd());
+    ended_->drain();
+    const unsigned received = watch ? watch->received() : 0;
+    if (received > 0 && obeyed == 0) begin_shutdown(options_.shutdown_grace);
+    if (received > 1) begin_halt();
+    obeyed = received;
+  }
+  wait();
+}
+
+// Questions -------------------------------------------------------------------------------------------------
+
+post_result server_state::post(std::size_t index, detail::message&& what) {
+  if (!started_) return post_result::stopped;
+  if (index >= cores_.size()) {
+    throw std::out_of_range("percore: post() to core " + std::to_string(index) + " of a server with " +
+                            std::to_string(cores_.size()) + " cores");
+  }
+  return cores_[index]->mailbox()->post(std::move(what));
+}
+
+server_stats server_state::stats() const {
+  server_stats result;
+  if (!started_) return result;
+  for (const auto& c : cores_) {
+    result.cores.push_back(c->stats());
+    result.total += result.cores.back();
+  }
+  return result;
+}
+
+address server_state::local_address(std::size_t index) const {
+  if (!started_) throw std::logic_error("percore: local_address() before start()");
+  if (index >= listeners_.size()) throw std::out_of_range("percore: no such listener");
+  return listeners_[index]->group->bound_address();
+}
+
+const placement_plan& server_state::placement() const {
+  if (!started_) throw std::logic_error("percore: placement() before start()");
+  return plan_;
+}
+
+}  // namespace percore::engine

@@ -1,0 +1,90 @@
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include <percore/server.hpp>
+
+#include "engine/core/core.hpp"
+#include "engine/core/limits.hpp"
+#include "engine/sys/listen_group.hpp"
+#include "engine/sys/threads.hpp"
+
+namespace percore::engine {
+
+// What stands behind a server object. Its lock serves starting, stopping and waiting only; no core takes it while it
+// serves.
+class server_state {
+ public:
+  server_state(server& face, server_options options);
+  ~server_state();
+
+  std::size_t add_listener(const address* where, int fd, detail::handler handler, listen_options options);
+  void start();
+  void serve();
+  void wait();
+  void begin_shutdown(std::chrono::milliseconds grace) noexcept;
+  void begin_halt() noexcept;
+  // The caller is one of this server's core threads, which must not wait for itself.
+  [[nodiscard]] bool on_own_core() const noexcept;
+
+  post_result post(std::size_t core, detail::message&& what);
+  [[nodiscard]] server_stats stats() const;
+  [[nodiscard]] address local_address(std::size_t listener) const;
+  [[nodiscard]] const placement_plan& placement() const;
+  [[nodiscard]] std::size_t core_count() const noexcept { return started_ ? cores_.size() : 0; }
+  [[nodiscard]] bool stopping() const noexcept { return stopping_.load(std::memory_order_acquire); }
+
+ private:
+  struct listener {
+    std::optional<address> where;  // none: `adopted_fd`
+    int adopted_fd = -1;
+    listen_options options;
+    listener_config config;
+    std::unique_ptr<sys::listen_group> group;
+  };
+  enum class gate { closed, open, aborted };
+
+  void warn(const std::string& text) const;
+  void plan_cores();
+  void bind_listeners();
+  void listen_all();
+  void start_threads();
+  void run_core(std::size_t index) noexcept;
+  void prepare_core(std::size_t index);
+  void wait_until_prepared();
+  void abort_start() noexcept;
+  void signal_all(loop::mailbox::signals bits) noexcept;
+  void core_ended() noexcept;
+  void close_adopted() noexcept;
+
+  server& face_;
+  const server_options options_;
+  shared_limits limits_;
+  std::vector<std::unique_ptr<listener>> listeners_;
+  placement_plan plan_;
+  // Cores stay after their end, for stats(). Declared after the groups that their acceptors release.
+  std::vector<std::unique_ptr<core>> cores_;
+  std::vector<sys::core_thread> threads_;
+  std::atomic<bool> started_{false};
+  std::atomic<bool> stopping_{false};
+  std::atomic<std::int64_t> grace_end_ns_{0};
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  gate gate_ = gate::closed;
+  std::size_t prepared_ = 0;
+  std::size_t listening_ = 0;
+  std::size_t running_ = 0;
+  std::exception_ptr failure_;  // of the first core that could not start
+  std::shared_ptr<loop::wakeup> ended_;  // woken when the last core ends; for serve()
+  std::mutex join_mutex_;
+};
+
+}  // namespace percore::engine
