@@ -48,17 +48,18 @@ std::error_code connection::error() const noexcept {
 
 void connection::set_read_timeout(std::chrono::milliseconds timeout) noexcept {
   slot::of(*this).read_timeout_ms = to_ms(timeout);
+  slot::of(*this).timeouts_changed();
 }
 void connection::set_write_timeout(std::chrono::milliseconds timeout) noexcept {
   slot::of(*this).write_timeout_ms = to_ms(timeout);
 }
 void connection::set_idle_timeout(std::chrono::milliseconds timeout) noexcept {
   slot::of(*this).idle_timeout_ms = to_ms(timeout);
+  slot::of(*this).timeouts_changed();
 }
 void connection::set_lifetime_timeout(std::chrono::milliseconds timeout) noexcept {
-  slot& s = slot::of(*this);
-  s.lifetime_timeout_ms = to_ms(timeout);
-  if (s.lifetime_timeout_ms != 0) s.arm(s.start_ns + std::int64_t{s.lifetime_timeout_ms} * 1'000'000);
+  slot::of(*this).lifetime_timeout_ms = to_ms(timeout);
+  slot::of(*this).timeouts_changed();
 }
 
 std::chrono::steady_clock::time_point connection::start_time() const noexcept {
@@ -81,7 +82,9 @@ address connection::local_address() const noexcept {
 server& connection::owner() const noexcept { return *slot::of(*this).core->owner; }
 unsigned connection::core_index() const noexcept { return slot::of(*this).core->index; }
 std::size_t connection::listener() const noexcept { return slot::of(*this).listener->index; }
-bool connection::server_stopping() const noexcept { return slot::of(*this).core->stopping; }
+bool connection::server_stopping() const noexcept {
+  return slot::of(*this).core->stop_requested->load(std::memory_order_relaxed);
+}
 
 connection_handle connection::handle() const {
   const slot& s = slot::of(*this);
@@ -116,6 +119,15 @@ void* connection::allocate_context(std::size_t bytes) {
   ++s.core->counters.contexts_on_heap;
   s.context_on_heap = true;
   return ::operator new(bytes);
+}
+
+void connection::abandon_context(void* place) noexcept {
+  slot& s = slot::of(*this);
+  if (s.context_on_heap) {
+    ::operator delete(place);
+  } else {
+    s.arena.release_end();
+  }
 }
 
 void connection::adopt_context(void* context, const void* type, void (*destroy)(void*) noexcept) noexcept {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -42,8 +43,10 @@ struct core_resources {
   std::int64_t now_ns;  // of this turn of the loop: the one clock read
   unsigned operations_per_turn;
   unsigned index = 0;
-  bool stopping = false;  // a shutdown has begun: no reader waits for a new message
+  bool stopping = false;  // this core has begun its shutdown: no reader waits for a new message
+  const std::atomic<bool>* stop_requested = nullptr;  // of the server
   server* owner = nullptr;
+  slot* running = nullptr;  // whose handler was resumed last
   std::function<void(std::exception_ptr)> on_exception;
 
   slot_pool slots;

@@ -15,13 +15,14 @@ class frame_arena {
     memory_ = memory;
     top_ = 0;
     last_ = none;
-    end_ = static_cast<std::uint32_t>(bytes / alignment * alignment);
+    whole_ = end_ = static_cast<std::uint32_t>(bytes / alignment * alignment);
   }
 
   // nullptr when it does not fit. Aligned to 16 bytes.
   void* allocate(std::size_t bytes) noexcept;
-  // Room at the top end that stays until reset; nullptr when it does not fit.
+  // Room at the top end that stays until reset or release_end(); nullptr when it does not fit.
   void* allocate_at_end(std::size_t bytes) noexcept;
+  void release_end() noexcept { end_ = whole_; }
   // Bytes in use, headers included.
   [[nodiscard]] std::size_t used() const noexcept { return top_; }
 
@@ -47,6 +48,7 @@ class frame_arena {
   std::uint32_t top_ = 0;
   std::uint32_t last_ = none;  // offset of the topmost header
   std::uint32_t end_ = 0;
+  std::uint32_t whole_ = 0;
 };
 
 }  // namespace percore::engine

@@ -42,9 +42,9 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   writable = true;
   short_read_drains = true;
   end_seen = ended = sending_done = fin_pending = fin_after_tail = closing = resetting = false;
-  postponed = starved = writing = false;
+  postponed = starved = writing = queued = false;
   reading = read_kind::none;
-  view_size = 0;
+  begin = end = view_size = 0;
   target_done = 0;
   listener = &config;
   start_ns = last_activity_ns = core->now_ns;
@@ -57,7 +57,7 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   peer = from;
   sleeper = nullptr;
   arena.reset(arena_memory(), core->slots.slot_bytes() - sizeof(slot));
-  if (lifetime_timeout_ms != 0) arm(start_ns + std::int64_t{lifetime_timeout_ms} * 1'000'000);
+  timeouts_changed();
 }
 
 void slot::start_handler() noexcept {
@@ -84,6 +84,7 @@ void slot::start_handler() noexcept {
 
 void slot::resume(std::coroutine_handle<> handle) noexcept {
   operations = 0;
+  core->running = this;
   resume_chain(handle);
   if (root.done()) {
     handler_returned();
@@ -106,7 +107,7 @@ void slot::flush_or_close() noexcept {
     if (phase == slot_phase::running) {
       phase = slot_phase::flushing;
       drop_buffer();
-      ready_node.unlink();
+      unqueue();
       arm_for_write();
     }
     return;
@@ -126,9 +127,11 @@ void slot::close_descriptor() noexcept {
 }
 
 void slot::recycle() noexcept {
+  PERCORE_ASSERT(arena.used() == 0, "a coroutine outlives the connection that its frame belongs to");
   ended = true;  // for what the destructor of a context may still call
   reader = writer = {};
   writing = false;
+  sleeper = nullptr;
   if (context != nullptr) {
     destroy_context(context);
     if (context_on_heap) ::operator delete(context);
@@ -137,6 +140,7 @@ void slot::recycle() noexcept {
   drop_buffer();
   deadline_timer.unlink();
   ready_node.unlink();
+  queued = false;
   phase = slot_phase::free;
   if (++generation == 0) generation = 1;
   --core->counters.active;
@@ -173,16 +177,18 @@ void slot::on_event(std::uint32_t events) noexcept {
       }
     }
   }
-  if (reader && readable && !ready_node.linked()) continue_read();
+  if (reader && readable && !queued) continue_read();
 }
 
 void slot::wake_soon() noexcept {
   ready_node.unlink();
   core->ready.push_back(ready_node);
+  queued = true;
 }
 
 // Both operations are looked at again: after a postponement, a lent buffer's return, or end_with().
 void slot::run_ready() noexcept {
+  queued = false;
   const std::uint32_t seen = generation;
   if (writer) {
     continue_output();
@@ -203,6 +209,7 @@ void slot::end_with(int reason) noexcept {
 }
 
 void slot::io_failed(int result) noexcept {
+  resetting = true;  // bytes that were accepted may be lost: the peer must not take the end for a clean one
   if (result == -ECONNRESET || result == -EPIPE) {
     ++core->counters.resets_received;
     end_with(static_cast<int>(errc::connection_reset));
@@ -236,7 +243,7 @@ void slot::halt() noexcept {
 }
 
 void slot::begin_drain() noexcept {
-  if (phase == slot_phase::running && reader && waits_for_new_message() && !ready_node.linked()) continue_read();
+  if (phase == slot_phase::running && reader && waits_for_new_message() && !queued) continue_read();
 }
 
 void slot::end_grace() noexcept {
@@ -245,7 +252,7 @@ void slot::end_grace() noexcept {
   resetting = true;
   if (phase == slot_phase::running) {
     end_with(static_cast<int>(errc::shutting_down));
-    ready_node.unlink();
+    unqueue();
     run_ready();
     if (generation == seen && sleeper != nullptr) resume_sleeper();
     if (generation != seen) return;
@@ -259,9 +266,12 @@ void slot::end_grace() noexcept {
 
 void* detail::allocate_frame(connection& owner, std::size_t bytes) noexcept {
   engine::slot& s = engine::slot::of(owner);
-  if (void* frame = s.arena.allocate(bytes)) return frame;
-  ++s.core->counters.frames_on_heap;
-  return engine::frame_arena::heap_frame(bytes);
+  void* frame = s.arena.allocate(bytes);
+  if (frame == nullptr) {
+    frame = engine::frame_arena::heap_frame(bytes);
+    if (frame != nullptr) ++s.core->counters.frames_on_heap;
+  }
+  return frame;
 }
 
 void* detail::allocate_frame(std::size_t bytes) noexcept { return engine::frame_arena::heap_frame(bytes); }

@@ -21,6 +21,7 @@ bool slot::start_read(read_kind kind) noexcept {
 }
 
 bool slot::suspend_read(std::coroutine_handle<> waiter) noexcept {
+  check_running();
   if (postponed) {
     postponed = false;
     wake_soon();
@@ -86,7 +87,10 @@ bool slot::advance_read() noexcept {
 bool slot::settle_read() noexcept {
   if (starved) {
     starved = false;
-    if (!ready_node.linked()) core->buffers.wait(ready_node);
+    if (!queued) {
+      queued = true;
+      core->buffers.wait(ready_node);
+    }
     return true;
   }
   if (core->stopping && waits_for_new_message()) {
@@ -215,7 +219,7 @@ ssize_t slot::receive(std::byte* into, std::size_t capacity) noexcept {
     const ssize_t received = sys::recv(fd, into, capacity, 0);
     if (received > 0) {
       core->counters.bytes_received.add(static_cast<std::uint64_t>(received));
-      last_activity_ns = core->now_ns;
+      note_activity();
       // epoll(7), question 9: on a stream a short count means that the queue is drained, so the call that would
       // only say EAGAIN is saved.
       if (static_cast<std::size_t>(received) < capacity && short_read_drains) readable = false;

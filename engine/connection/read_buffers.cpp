@@ -27,7 +27,7 @@ void read_buffer_pool::give_back(read_buffer* buffer, base::intrusive_list<detai
   }
   buffer->next_free = free_;
   free_ = buffer;
-  if (detail::ready_node* waiter = waiting_.pop_front()) ready.push_back(*waiter);
+  wake_waiter(ready);
 }
 
 }  // namespace percore::engine

@@ -52,6 +52,11 @@ class read_buffer_pool {
 
   // A connection that found no buffer waits here.
   void wait(detail::ready_node& node) noexcept { waiting_.push_back(node); }
+  // Once a turn: one that was woken may have ended without taking its buffer, so the next one is.
+  void wake_waiter(base::intrusive_list<detail::ready_node>& ready) noexcept {
+    if (free_ == nullptr) return;
+    if (detail::ready_node* waiter = waiting_.pop_front()) ready.push_back(*waiter);
+  }
 
   [[nodiscard]] std::uint32_t buffer_bytes() const noexcept { return buffer_bytes_; }
 

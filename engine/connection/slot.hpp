@@ -67,50 +67,58 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   static slot& of(connection& conn) noexcept { return static_cast<slot&>(conn); }
   static const slot& of(const connection& conn) noexcept { return static_cast<const slot&>(conn); }
 
-  // --- hot: every event ------------------------------------------------------------------------------------
+  // --- the first line: every event, every read -------------------------------------------------------------
   core_resources* const core;
   std::uint32_t generation = 1;  // of the connection that it holds or will hold next
   int fd = -1;
   slot_phase phase = slot_phase::free;
-  bool registered = false;   // with the poller
-  bool readable = false;     // recv may have something: cleared when it has not
-  bool writable = true;
-  bool short_read_drains = true;  // a short recv means an empty queue: not after FIN, error or urgent data
-  bool end_seen = false;     // the peer's FIN
-  bool ended = false;        // no operation succeeds any more; end_reason tells why
-  bool sending_done = false; // no more writes: shutdown_write, write_last, close
-  bool fin_pending = false;  // the last segment waits in the socket for its FIN (MSG_MORE)
-  bool fin_after_tail = false;
-  bool closing = false;      // close() was called: ended, but the tail is still sent
-  bool resetting = false;    // close with a RST
-  bool postponed = false;    // the operation waits for the next turn, not for the socket
-  bool starved = false;      // the read waits for a buffer
-
   read_kind reading = read_kind::none;
+  bool registered = false;         // with the poller
+  bool readable = false;           // recv may have something: cleared when it has not
+  bool writable = true;
+  bool short_read_drains = true;   // a short recv means an empty queue: not after FIN, error or urgent data
+  bool end_seen = false;           // the peer's FIN
+  bool ended = false;              // no operation succeeds any more; end_reason tells why
+  bool queued = false;             // ready_node is in a list: run_ready will look at the operations
+  bool postponed = false;          // the operation waits for the next turn, not for the socket
+  bool starved = false;            // the read waits for a buffer
+  bool timed = false;              // there is a read or an idle timeout
+  bool sending_done = false;       // no more writes: shutdown_write, write_last, close
+  bool fin_pending = false;        // the last segment waits in the socket for its FIN (MSG_MORE)
+  bool fin_after_tail = false;
+  bool write_ok = false;
   std::coroutine_handle<> reader;
-  std::coroutine_handle<> writer;
   read_buffer* buffer = nullptr;
-  std::uint32_t begin = 0;      // unread bytes of the buffer: [begin, end)
+  std::uint32_t begin = 0;         // unread bytes of the buffer: [begin, end)
   std::uint32_t end = 0;
-  std::uint32_t view_size = 0;  // the last view: [begin - view_size, begin)
-  std::uint32_t operations = 0; // since the handler was resumed
-  unsent_tail* tail = nullptr;
-  std::coroutine_handle<detail::promise<void>> root;
-  const listener_config* listener = nullptr;
 
-  // --- a read in progress ----------------------------------------------------------------------------------
-  std::byte* target = nullptr;    // into, full
+  // --- the second line: every resumption, every write ------------------------------------------------------
+  std::uint32_t view_size = 0;     // the last view: [begin - view_size, begin)
+  std::uint32_t operations = 0;    // since the handler was resumed
+  std::coroutine_handle<detail::promise<void>> root;
+  std::coroutine_handle<> writer;
+  unsent_tail* tail = nullptr;
+  const listener_config* listener = nullptr;
+  std::int64_t last_activity_ns = 0;  // kept while `timed`
+  std::uint32_t read_timeout_ms = 0;
+  std::uint32_t write_timeout_ms = 0;
+  std::uint32_t idle_timeout_ms = 0;
+  std::uint32_t lifetime_timeout_ms = 0;
+
+  // --- a read in progress: until, into, full ---------------------------------------------------------------
+  std::byte* target = nullptr;
   std::size_t target_size = 0;
   std::size_t target_done = 0;
-  const char* delimiter = nullptr;  // until
+  const char* delimiter = nullptr;
   std::uint32_t delimiter_size = 0;
   std::uint32_t limit = 0;
   std::uint32_t searched = 0;  // bytes from `begin` that hold no beginning of the delimiter
 
-  // --- a write in progress ---------------------------------------------------------------------------------
+  // --- a write in progress, when the socket has not taken it at once ---------------------------------------
   bool writing = false;  // there is one: pieces and what follows hold
-  bool write_ok = false;
   bool write_last = false;
+  bool closing = false;    // close() was called: ended, but the tail is still sent
+  bool resetting = false;  // close with a RST
   const bytes_view* pieces = nullptr;  // the first one not wholly taken
   std::size_t piece_count = 0;
   std::size_t piece_offset = 0;        // bytes of it that are
@@ -118,16 +126,11 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
   // --- time ------------------------------------------------------------------------------------------------
   slot_timer deadline_timer;  // one for all timeouts; armed for the earliest, looks again when it fires
-  slot_ready ready_node;          // in core.ready, or waiting for a read buffer
+  slot_ready ready_node;      // in core.ready, or waiting for a read buffer
   detail::sleep_awaiter* sleeper = nullptr;
   std::int64_t start_ns = 0;
-  std::int64_t last_activity_ns = 0;
   std::int64_t read_deadline_ns = 0;
   std::int64_t write_deadline_ns = 0;
-  std::uint32_t read_timeout_ms = 0;
-  std::uint32_t write_timeout_ms = 0;
-  std::uint32_t idle_timeout_ms = 0;
-  std::uint32_t lifetime_timeout_ms = 0;
 
   // --- cold ------------------------------------------------------------------------------------------------
   std::uint32_t const index;
@@ -141,6 +144,19 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   slot* next_free = nullptr;
   frame_arena arena;
 
+  // Starts loading what the next event of this connection will touch: the lines above and the handler's frame. They
+  // come out of the last-level cache while the kernel works for the connection before.
+  void prefetch() const noexcept {
+    const auto* first = reinterpret_cast<const char*>(this);
+    __builtin_prefetch(first);
+    __builtin_prefetch(first + base::cache_line_bytes);
+    __builtin_prefetch(first + sizeof(slot));
+    __builtin_prefetch(first + sizeof(slot) + base::cache_line_bytes);
+  }
+
+  void check_running() const noexcept {
+    PERCORE_ASSERT(core->running == this, "an operation of a connection is awaited by another's handler");
+  }
   std::byte* arena_memory() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
   [[nodiscard]] std::uint64_t token() const noexcept { return std::uint64_t{generation} << 32 | index; }
 
@@ -168,6 +184,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void on_event(std::uint32_t events) noexcept;
   // Looks at both operations again, at the next step of the loop.
   void wake_soon() noexcept;
+  void unqueue() noexcept {
+    ready_node.unlink();
+    queued = false;
+  }
   void fail(int value) noexcept { error_value = value; }
   // Adds the descriptor to the poller if it is not. False when the kernel refuses; the connection has then ended.
   bool ensure_registered() noexcept;
@@ -195,7 +215,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
   // timeouts.cpp -------------------------------------------------------------------------------------------
   void arm(std::int64_t deadline_ns) noexcept;
-  void arm_for_read() noexcept;
+  void arm_for_read() noexcept {
+    if (timed) arm_read_timeouts();
+  }
+  void timeouts_changed() noexcept;
   void arm_for_write() noexcept;
   void on_deadline() noexcept;
 
@@ -205,6 +228,11 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void close_descriptor() noexcept;
   void recycle() noexcept;
   void run_ready() noexcept;
+
+  void arm_read_timeouts() noexcept;
+  void note_activity() noexcept {
+    if (timed) last_activity_ns = core->now_ns;
+  }
 
   bool advance_read() noexcept;  // true: done
   bool settle_read() noexcept;   // makes sure that something will continue the read; false: done after all

@@ -1,6 +1,7 @@
 #include "engine/connection/slot_pool.hpp"
 
 #include <new>
+#include <utility>
 
 #include "engine/connection/slot.hpp"
 
@@ -30,20 +31,18 @@ void slot_pool::put_back(slot& unused) noexcept {
 }
 
 void slot_pool::give_back(slot& closed) noexcept {
+  if (closed_ == nullptr) first_closed_ = &closed;
   closed.next_free = closed_;
   closed_ = &closed;
+  ++closed_count_;
   --in_use_;
 }
 
 std::uint32_t slot_pool::end_of_turn() noexcept {
-  std::uint32_t count = 0;
-  while (slot* closed = closed_) {
-    closed_ = closed->next_free;
-    closed->next_free = free_;
-    free_ = closed;
-    ++count;
-  }
-  return count;
+  if (closed_ == nullptr) return 0;
+  first_closed_->next_free = free_;
+  free_ = std::exchange(closed_, nullptr);
+  return std::exchange(closed_count_, 0);
 }
 
 }  // namespace percore::engine

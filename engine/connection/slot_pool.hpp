@@ -48,7 +48,9 @@ class slot_pool {
   std::uint32_t touched_ = 0;
   std::uint32_t in_use_ = 0;
   slot* free_ = nullptr;
-  slot* closed_ = nullptr;
+  slot* closed_ = nullptr;       // of this turn, the last one first
+  slot* first_closed_ = nullptr;
+  std::uint32_t closed_count_ = 0;
 };
 
 }  // namespace percore::engine

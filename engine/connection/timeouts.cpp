@@ -26,7 +26,13 @@ void slot::arm(std::int64_t deadline_ns) noexcept {
   core->timers.insert(deadline_timer, tick);
 }
 
-void slot::arm_for_read() noexcept {
+void slot::timeouts_changed() noexcept {
+  timed = read_timeout_ms != 0 || idle_timeout_ms != 0;
+  if (read_timeout_ms == 0) read_deadline_ns = 0;
+  if (lifetime_timeout_ms != 0) arm(start_ns + to_ns(lifetime_timeout_ms));
+}
+
+void slot::arm_read_timeouts() noexcept {
   read_deadline_ns = 0;
   if (read_timeout_ms != 0) {
     read_deadline_ns = core->now_ns + to_ns(read_timeout_ms);
@@ -73,11 +79,12 @@ void slot::on_deadline() noexcept {
       flush_or_close();
       return;
     }
+    const bool was_closing = closing;
     end_with(timed_out);
-    if (fd >= 0 && closing) close_descriptor();
+    if (was_closing) close_descriptor();
   } else if (reader && (passed(read_deadline_ns) || passed(idle_deadline()))) {
     ++core->counters.timeouts;
-    ready_node.unlink();
+    unqueue();
     fail_reader(timed_out);
     if (generation != seen) return;
   }

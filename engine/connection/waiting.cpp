@@ -1,5 +1,7 @@
 // sleep_for and yield.
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "engine/connection/slot.hpp"
@@ -20,6 +22,7 @@ struct detail::sleep_access {
     sleep.unlink();
     sleep.interrupted_ = sleep.interrupted_ || interrupted;
     s.sleeper = nullptr;
+    if (sleep.interrupted_) s.fail(s.end_reason);
     s.resume(sleep.waiter_);
   }
   static void interrupt_soon(sleep_awaiter& sleep, slot& s) noexcept {
@@ -41,18 +44,24 @@ struct detail::yield_access {
 
 bool detail::sleep_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
   slot& s = slot::of(*owner_);
+  s.check_running();
   PERCORE_ASSERT(s.sleeper == nullptr, "a connection sleeps in two coroutines at once");
-  if (s.ended) {
-    interrupted_ = true;
-    return false;
-  }
   waiter_ = waiter;
+  if (s.ended) {
+    // Still a wait, if a short one: a handler that loops around its sleep must not keep its core.
+    interrupted_ = true;
+    sleep_access::start(*this, s, 0);
+    return true;
+  }
+  constexpr std::chrono::nanoseconds longest = std::chrono::hours(24 * 365 * 100);
+  const auto duration = std::clamp(duration_, std::chrono::nanoseconds(0), longest);
   // The turn's own time may lie milliseconds back when handlers before this one took long: that would be early.
-  sleep_access::start(*this, s, sys::monotonic_ns() + (duration_.count() > 0 ? duration_.count() : 0));
+  sleep_access::start(*this, s, sys::monotonic_ns() + duration.count());
   return true;
 }
 
 void detail::yield_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
+  slot::of(*owner_).check_running();
   waiter_ = waiter;
   yield_access::start(*this, slot::of(*owner_));
 }

@@ -13,20 +13,36 @@ namespace percore::engine {
 
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
+  const bool in_turn = ++operations <= core->operations_per_turn;
   if (ended || sending_done) {
     fail(ended ? end_reason : static_cast<int>(errc::closed));
     write_ok = false;
-    return true;
+    if (in_turn) return true;
+    postponed = true;  // a handler that goes on writing to a dead connection must not keep its core
+    return false;
+  }
+  std::size_t done = 0;
+  if (in_turn && count == 1 && tail == nullptr && writable) {
+    // The usual write: one piece that the socket takes whole. Nothing of it needs to be noted.
+    const ssize_t result =
+        sent(sys::send(fd, first->data(), first->size(), MSG_NOSIGNAL | (last ? MSG_MORE : 0)));
+    if (result == static_cast<ssize_t>(first->size())) [[likely]] {
+      write_ok = true;
+      sending_done = fin_pending = last;
+      return true;
+    }
+    if (result > 0) done = static_cast<std::size_t>(result);
   }
   pieces = first;
   piece_count = count;
-  piece_offset = 0;
+  piece_offset = done;
   write_remaining = 0;
   for (std::size_t i = 0; i < count; ++i) write_remaining += first[i].size();
+  write_remaining -= done;
   write_last = last;
   sending_done = last;
   writing = true;
-  if (++operations > core->operations_per_turn) {
+  if (!in_turn) {
     postponed = true;
     return false;
   }
@@ -35,6 +51,7 @@ bool slot::start_write(const bytes_view* first, std::size_t count, bool last) no
 }
 
 bool slot::suspend_write(std::coroutine_handle<> waiter) noexcept {
+  check_running();
   if (postponed) {
     postponed = false;
     wake_soon();
@@ -81,7 +98,7 @@ void slot::keep_rest() noexcept {
     if (kept + write_remaining > listener->unsent_tail_bytes) return;
     for (; write_remaining > 0; ++pieces, piece_offset = 0) {
       const std::size_t size = pieces->size() - piece_offset;
-      if (!append_to_tail(pieces->data() + piece_offset, size)) {
+      if (size != 0 && !append_to_tail(pieces->data() + piece_offset, size)) {
         finish_write(false);
         return;
       }
@@ -136,7 +153,8 @@ void slot::send_pieces() noexcept {
 ssize_t slot::sent(ssize_t result) noexcept {
   if (result >= 0) {
     core->counters.bytes_sent.add(static_cast<std::uint64_t>(result));
-    last_activity_ns = core->now_ns;
+    note_activity();
+    if (writer) arm_for_write();  // progress: the time starts anew
   } else if (result == -EAGAIN) {
     writable = false;
   } else if (result != -EINTR) {
@@ -174,6 +192,7 @@ bool slot::append_to_tail(const std::byte* data, std::size_t size) noexcept {
   if (tail == nullptr || needed > tail->capacity - tail->begin) {
     void* memory = std::malloc(sizeof(unsent_tail) + needed);
     if (memory == nullptr) {
+      resetting = true;  // bytes that were accepted are lost: the peer must not take the end for a clean one
       end_with(static_cast<int>(errc::no_memory));
       return false;
     }

@@ -14,6 +14,9 @@ constexpr std::int64_t retry_ns = 100'000'000;
 constexpr unsigned misses_to_stop = 8;
 constexpr unsigned accepts_to_probe = 64;
 
+constexpr unsigned small_batch = 8;
+constexpr unsigned turns_to_grow_small = 4;
+
 // Bound for one drain: twice the longest accept queue that net.core.somaxconn allows by default.
 constexpr unsigned most_drained_at_once = 8192;
 
@@ -40,14 +43,21 @@ void acceptor::disarm(state why) noexcept {
 void acceptor::on_event() noexcept {
   if (state_ != state::armed) return;
   // Accepting until EAGAIN would cost one useless call per turn. The listener is level-triggered, so stopping early
-  // loses nothing: the batch doubles while the queue outlasts it and shrinks to what was there.
+  // loses nothing: the batch shrinks to what was there and doubles when the queue goes on outlasting it, a small
+  // one only after some turns, lest every other connection of a slow trickle pays for the look behind it.
   outcome last = outcome::accepted;
   unsigned tried = 0;
   for (; tried < batch_; ++tried) {
     last = accept_one();
     if (last != outcome::accepted && last != outcome::aborted) break;
   }
-  batch_ = last == outcome::empty ? std::max(tried, 1u) : std::min(batch_ * 2, settings_.accepts_per_turn);
+  if (last == outcome::empty) {
+    batch_ = std::max(tried, 1u);
+    full_batches_ = 0;
+  } else if (++full_batches_ >= (batch_ < small_batch ? turns_to_grow_small : 1)) {
+    batch_ = std::min(batch_ * 2, settings_.accepts_per_turn);
+    full_batches_ = 0;
+  }
   (void)settle(last);
 }
 

@@ -65,6 +65,7 @@ class acceptor {
   bool draining_ = false;
   bool counted_as_paused_ = false;
   unsigned batch_ = 1;        // accepts to try in the next turn
+  unsigned full_batches_ = 0; // in a row
   unsigned missed_ = 0;       // first reads in a row that found nothing
   unsigned until_probe_ = 0;  // accepts until the first read is tried again
   retry_timer retry_;

@@ -13,15 +13,16 @@ constexpr std::size_t messages_per_turn = 256;
 
 }  // namespace
 
-core::core(const settings& given)
+core::core(const settings& given, loop::wakeup&& wake)
     : settings_(given),
       slot_memory_(given.limits.slots * given.limits.slot_bytes, given.numa_node),
       buffer_memory_(read_buffer_pool::region_bytes(given.limits.buffer_bytes, given.limits.buffers),
                      given.numa_node),
       resources_(given.limits, slot_memory_.data(), buffer_memory_.data(),
-                 std::make_shared<loop::mailbox>(given.mailbox_messages)) {
+                 std::make_shared<loop::mailbox>(given.mailbox_messages, std::move(wake))) {
   resources_.index = given.index;
   resources_.owner = given.owner;
+  resources_.stop_requested = given.stop_requested;
   resources_.on_exception = given.on_exception;
   grace_timer_.owner = this;
   grace_timer_.fire = [](detail::timer_node& node) {
@@ -73,7 +74,10 @@ void core::turn() noexcept {
   resources_.now_ns = sys::monotonic_ns();
   ++resources_.counters.wakeups;
   resources_.counters.events.add(events.size());
-  for (const epoll_event& event : events) dispatch(event);
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    if (i + 1 < events.size()) prefetch(events[i + 1]);
+    dispatch(events[i]);
+  }
   if (const auto signals = resources_.mailbox->take_signals()) obey(signals);
   run_messages(messages_per_turn);
   resources_.timers.advance(loop::timer_wheel::tick_of(resources_.now_ns));
@@ -90,6 +94,10 @@ std::int64_t core::sleep_limit() noexcept {
     if (limit <= 0) return 0;
   }
   return resources_.mailbox->prepare_to_sleep() ? limit : 0;
+}
+
+void core::prefetch(const epoll_event& event) const noexcept {
+  if (event.data.u64 >> 32 != 0) resources_.slots.at(static_cast<std::uint32_t>(event.data.u64)).prefetch();
 }
 
 void core::dispatch(const epoll_event& event) noexcept {
@@ -124,6 +132,7 @@ void core::run_ready() noexcept {
   base::intrusive_list<detail::ready_node> now;
   now.take(resources_.ready);
   while (detail::ready_node* node = now.pop_front()) node->run(*node);
+  resources_.buffers.wake_waiter(resources_.ready);
 }
 
 void core::end_of_turn() noexcept {

@@ -23,6 +23,7 @@ class core {
     std::optional<unsigned> numa_node;  // none: wherever the thread touches it first
     core_resources::limits limits;
     std::size_t mailbox_messages = 0;
+    const std::atomic<bool>* stop_requested = nullptr;
     server* owner = nullptr;
     shared_limits* shared = nullptr;
     std::function<void(std::exception_ptr)> on_exception;
@@ -31,7 +32,7 @@ class core {
   };
 
   // On the thread that will run it, so that its memory is near. Throws std::system_error.
-  explicit core(const settings& given);
+  core(const settings& given, loop::wakeup&& wake);
   core(const core&) = delete;
   core& operator=(const core&) = delete;
 
@@ -44,6 +45,8 @@ class core {
   // The loop: returns when a shutdown is complete or a halt was signalled, with all connections ended and every
   // message that was posted run.
   void run() noexcept;
+  // The last act on the core's thread: what only it may close.
+  void close_poller() noexcept { resources_.poller.close(); }
 
   [[nodiscard]] const std::shared_ptr<loop::mailbox>& mailbox() const noexcept { return resources_.mailbox; }
   [[nodiscard]] core_stats stats() const noexcept { return resources_.counters.snapshot(); }
@@ -54,6 +57,7 @@ class core {
 
   void turn() noexcept;
   std::int64_t sleep_limit() noexcept;
+  void prefetch(const epoll_event& event) const noexcept;
   void dispatch(const epoll_event& event) noexcept;
   void run_messages(std::size_t most) noexcept;
   void run_ready() noexcept;

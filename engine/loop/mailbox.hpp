@@ -24,8 +24,7 @@ class mailbox_link {
   // Signals are bits of the caller's choosing; unlike messages they always fit and coalesce.
   using signals = std::uint32_t;
 
-  // Throws std::system_error.
-  explicit mailbox_link(std::size_t capacity) : ring_(capacity) {}
+  mailbox_link(std::size_t capacity, loop::wakeup&& wake) : ring_(capacity), wakeup_(std::move(wake)) {}
 
   // Any thread.
   post_result post(message&& what) noexcept {

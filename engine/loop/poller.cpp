@@ -1,6 +1,7 @@
 #include "engine/loop/poller.hpp"
 
 #include <system_error>
+#include <utility>
 
 #include "engine/base/assert.hpp"
 
@@ -12,7 +13,9 @@ poller::poller() : epoll_fd_(sys::epoll_create1(EPOLL_CLOEXEC)) {
   }
 }
 
-poller::~poller() { (void)sys::close(epoll_fd_); }
+void poller::close() noexcept {
+  if (epoll_fd_ >= 0) (void)sys::close(std::exchange(epoll_fd_, -1));
+}
 
 std::span<const epoll_event> poller::wait(std::int64_t timeout_ns) noexcept {
   const int ready = sys::epoll_wait(epoll_fd_, events_.data(), static_cast<int>(batch), timeout_ns);

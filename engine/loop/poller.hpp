@@ -24,7 +24,10 @@ class poller {
   poller();
   poller(const poller&) = delete;
   poller& operator=(const poller&) = delete;
-  ~poller();
+  ~poller() { close(); }
+
+  // On the thread that made it, whose descriptors may be its own (server_options::private_descriptors).
+  void close() noexcept;
 
   // Each answers 0 or a negative errno.
   int add_connection(int fd, std::uint64_t token) noexcept {

@@ -6,7 +6,10 @@ namespace percore::loop {
 
 void timer_wheel::place(detail::timer_node& node) noexcept {
   std::uint64_t tick = node.deadline > elapsed_ ? node.deadline : elapsed_ + 1;
-  if (tick - elapsed_ >= span) tick = elapsed_ + span - 1;
+  // Never the list of the last level that now is in: it would be the first to be looked at and the last to be due.
+  constexpr int last_shift = (levels - 1) * level_bits;
+  const std::uint64_t furthest = ((elapsed_ >> last_shift) + lists_per_level - 1) << last_shift;
+  if (tick > furthest) tick = furthest;
   // The highest bit in which the tick differs from now names the level: below it, all lists before now's are past.
   const std::uint64_t differing = (elapsed_ ^ tick) | (lists_per_level - 1);
   int level = (63 - std::countl_zero(differing)) / level_bits;

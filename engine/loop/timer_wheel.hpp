@@ -46,7 +46,6 @@ class timer_wheel {
   static constexpr int levels = 6;
   static constexpr int level_bits = 6;
   static constexpr std::uint64_t lists_per_level = 1u << level_bits;
-  static constexpr std::uint64_t span = std::uint64_t{1} << (levels * level_bits);
 
   struct due_list {
     int level = 0;

@@ -11,7 +11,9 @@ wakeup::wakeup() : fd_(sys::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (fd_ < 0) throw std::system_error(-fd_, std::system_category(), "percore: cannot create an eventfd");
 }
 
-wakeup::~wakeup() { (void)sys::close(fd_); }
+wakeup::~wakeup() {
+  if (fd_ >= 0) (void)sys::close(fd_);
+}
 
 void wakeup::wake() const noexcept {
   const std::uint64_t one = 1;

@@ -1,13 +1,15 @@
 #pragma once
 
+#include <utility>
+
 namespace percore::loop {
 
 // An eventfd(2): readable from wake() until drain().
 class wakeup {
  public:
   wakeup();  // throws std::system_error
-  wakeup(const wakeup&) = delete;
-  wakeup& operator=(const wakeup&) = delete;
+  wakeup(wakeup&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  wakeup& operator=(wakeup&&) = delete;
   ~wakeup();
 
   [[nodiscard]] int fd() const noexcept { return fd_; }

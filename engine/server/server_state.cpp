@@ -114,6 +114,9 @@ void server_state::start() {
     start_threads();
     wait_until_prepared();
     listen_all();
+    if (options_.private_descriptors) {
+      for (auto& l : listeners_) l->group->close_here();  // each core has its own by now
+    }
     // Cores take up their listeners all together; if one cannot, none stays.
     started_ = true;  // before the first handler can ask for core_count() or post()
     {
@@ -153,6 +156,9 @@ void server_state::listen_all() {
 }
 
 void server_state::start_threads() {
+  // Made here, before any core has a descriptor table of its own, so that they are known in every one.
+  wakeups_.clear();
+  for (std::size_t i = 0; i < plan_.cores.size(); ++i) wakeups_.emplace_back();
   const std::string prefix = options_.thread_name.substr(0, 11);
   cores_.resize(plan_.cores.size());
   for (std::size_t i = 0; i < plan_.cores.size(); ++i) {
@@ -189,6 +195,7 @@ void server_state::abort_start() noexcept {
   started_ = false;
   threads_.clear();
   cores_.clear();
+  wakeups_.clear();
   for (auto& l : listeners_) l->group.reset();
   close_adopted();
   std::lock_guard lock(mutex_);
@@ -206,6 +213,12 @@ void server_state::close_adopted() noexcept {
 // The cores' threads ----------------------------------------------------------------------------------------
 
 void server_state::prepare_core(std::size_t index) {
+  if (options_.private_descriptors) {
+    if (const int result = sys::unshare_descriptors(); result < 0) {
+      throw std::system_error(-result, std::system_category(), "percore: private_descriptors: unshare");
+    }
+    for (auto& l : listeners_) l->group->close_others_here(index);
+  }
   core::settings settings;
   settings.index = static_cast<unsigned>(index);
   if (plan_.pin) settings.numa_node = plan_.cores[index].numa_node;
@@ -216,7 +229,8 @@ void server_state::prepare_core(std::size_t index) {
   settings.shared = &limits_;
   settings.on_exception = options_.on_exception;
   settings.grace_end_ns = &grace_end_ns_;
-  auto made = std::make_unique<core>(settings);
+  settings.stop_requested = &stopping_;
+  auto made = std::make_unique<core>(settings, std::move(wakeups_[index]));
   for (auto& l : listeners_) {
     acceptor::settings listening;
     listening.group = l->group.get();
@@ -256,8 +270,10 @@ void server_state::run_core(std::size_t index) noexcept {
         go = gate_ != gate::aborted;
       }
       if (go) self.run();
+      self.close_listeners();
     }
-    self.close_listeners();
+    // Listeners that were never taken up are closed where they were opened, by abort_start.
+    self.close_poller();
   } catch (...) {
     std::lock_guard lock(mutex_);
     if (!failure_) failure_ = std::current_exception();

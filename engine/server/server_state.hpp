@@ -72,6 +72,7 @@ class server_state {
   // Cores stay after their end, for stats(). Declared after the groups that their acceptors release.
   std::vector<std::unique_ptr<core>> cores_;
   std::vector<sys::core_thread> threads_;
+  std::vector<loop::wakeup> wakeups_;  // one for each core until it takes its own
   std::atomic<bool> started_{false};
   std::atomic<bool> stopping_{false};
   std::atomic<std::int64_t> grace_end_ns_{0};

@@ -152,8 +152,8 @@ struct type_tag {
 // Peers' faults are values: reads answer an empty view, 0 or false, writes answer false, and error() tells why.
 // Nothing here throws because of what a peer does.
 //
-// At most one read and one write of a connection may be waited for at a time; a second one is a fault of the
-// program and ends it with a message.
+// At most one read and one write of a connection may be waited for at a time, and only by its own handler (or what
+// that awaits). Anything else is a fault of the program and ends it with a message.
 class connection {
  public:
   connection(const connection&) = delete;
@@ -242,7 +242,7 @@ class connection {
   // --- time ------------------------------------------------------------------------------------------------
 
   // Waits. False when the connection is being ended (lifetime timeout, end of a shutdown's grace) before. The
-  // resolution is that of the core's timer wheel, 131 us (2^17 ns); never early.
+  // resolution is that of the core's timer wheel, 131 us (2^17 ns); never early. Longer than 100 years counts as that.
   detail::sleep_awaiter sleep_for(std::chrono::nanoseconds duration) noexcept {
     return detail::sleep_awaiter(*this, duration);
   }
@@ -288,7 +288,13 @@ class connection {
   T& emplace_context(Args&&... args) {
     static_assert(alignof(T) <= alignof(std::max_align_t));
     void* place = allocate_context(sizeof(T));
-    T* context = ::new (place) T(std::forward<Args>(args)...);
+    T* context = nullptr;
+    try {
+      context = ::new (place) T(std::forward<Args>(args)...);
+    } catch (...) {
+      abandon_context(place);
+      throw;
+    }
     adopt_context(context, &detail::type_tag<T>::tag, [](void* p) noexcept { static_cast<T*>(p)->~T(); });
     return *context;
   }
@@ -304,6 +310,7 @@ class connection {
 
  private:
   void* allocate_context(std::size_t bytes);
+  void abandon_context(void* place) noexcept;
   void adopt_context(void* context, const void* type, void (*destroy)(void*) noexcept) noexcept;
   void* find_context(const void* type) const noexcept;
 };

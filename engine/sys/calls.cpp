@@ -1,0 +1,25 @@
+#include "engine/sys/calls.hpp"
+
+#include <atomic>
+
+namespace percore::sys {
+
+int epoll_wait(int epoll_fd, epoll_event* events, int capacity, std::int64_t timeout_ns) noexcept {
+  PERCORE_FAULT_POINT(epoll_wait, epoll_fd);
+  if (timeout_ns <= 0) return or_errno(::epoll_wait(epoll_fd, events, capacity, timeout_ns == 0 ? 0 : -1));
+  // Set once by the first thread that learns it; a race only repeats the discovery.
+  static std::atomic<bool> has_pwait2{true};
+  if (has_pwait2.load(std::memory_order_relaxed)) {
+    timespec timeout{};
+    timeout.tv_sec = timeout_ns / 1'000'000'000;
+    timeout.tv_nsec = timeout_ns % 1'000'000'000;
+    const int ready = or_errno(::epoll_pwait2(epoll_fd, events, capacity, &timeout, nullptr));
+    if (ready != -ENOSYS) return ready;
+    has_pwait2.store(false, std::memory_order_relaxed);
+  }
+  constexpr std::int64_t longest_ms = 1'000'000'000;  // fits an int; a longer wait is waited for in parts
+  const std::int64_t ms = (timeout_ns + 999'999) / 1'000'000;
+  return or_errno(::epoll_wait(epoll_fd, events, capacity, static_cast<int>(ms < longest_ms ? ms : longest_ms)));
+}
+
+}  // namespace percore::sys

@@ -1,0 +1,279 @@
+// The one seam to the kernel: every system call that the engine makes is a wrapper in this file.
+//
+// Convention: a result >= 0 is the kernel's, a negative one is -errno. No wrapper touches errno for its caller,
+// none retries, none throws. In the test build (PERCORE_FAULTS) each first asks faults.hpp.
+#pragma once
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/sys/direct_call.hpp"
+#include "engine/sys/faults.hpp"
+
+namespace percore::sys {
+
+template <class T>
+inline T or_errno(T result) noexcept {
+  return result < 0 ? static_cast<T>(-errno) : result;
+}
+
+#ifdef PERCORE_FAULTS
+#define PERCORE_FAULT_POINT(which, fd)                                               \
+  do {                                                                               \
+    if (auto verdict = before_call(call::which, fd, 0); verdict.injected)            \
+      return static_cast<int>(verdict.result);                                       \
+  } while (false)
+#define PERCORE_FAULT_POINT_LENGTH(which, fd, length)                                \
+  do {                                                                               \
+    auto verdict = before_call(call::which, fd, length);                             \
+    if (verdict.injected) return static_cast<ssize_t>(verdict.result);               \
+    length = verdict.length;                                                         \
+  } while (false)
+#else
+#define PERCORE_FAULT_POINT(which, fd) ((void)0)
+#define PERCORE_FAULT_POINT_LENGTH(which, fd, length) ((void)0)
+#endif
+
+// --- sockets ---------------------------------------------------------------------------------------------
+
+inline int socket(int domain, int type, int protocol) noexcept {
+  PERCORE_FAULT_POINT(socket, -1);
+  return or_errno(::socket(domain, type, protocol));
+}
+
+inline int bind(int fd, const sockaddr* address, socklen_t length) noexcept {
+  PERCORE_FAULT_POINT(bind, fd);
+  return or_errno(::bind(fd, address, length));
+}
+
+inline int listen(int fd, int backlog) noexcept {
+  PERCORE_FAULT_POINT(listen, fd);
+  return or_errno(::listen(fd, backlog));
+}
+
+inline int connect(int fd, const sockaddr* address, socklen_t length) noexcept {
+  PERCORE_FAULT_POINT(connect, fd);
+  return or_errno(::connect(fd, address, length));
+}
+
+inline int accept4(int fd, sockaddr* address, socklen_t* length, int flags) noexcept {
+  PERCORE_FAULT_POINT(accept4, fd);
+#if PERCORE_DIRECT_CALLS
+  return static_cast<int>(direct_call(SYS_accept4, fd, as_argument(address), as_argument(length), flags));
+#else
+  return or_errno(::accept4(fd, address, length, flags));
+#endif
+}
+
+inline ssize_t recv(int fd, void* buffer, std::size_t length, int flags) noexcept {
+  PERCORE_FAULT_POINT_LENGTH(recv, fd, length);
+#if PERCORE_DIRECT_CALLS
+  return direct_call(SYS_recvfrom, fd, as_argument(buffer), static_cast<long>(length), flags);
+#else
+  return or_errno(::recv(fd, buffer, length, flags));
+#endif
+}
+
+inline ssize_t send(int fd, const void* buffer, std::size_t length, int flags) noexcept {
+  PERCORE_FAULT_POINT_LENGTH(send, fd, length);
+#if PERCORE_DIRECT_CALLS
+  return direct_call(SYS_sendto, fd, as_argument(buffer), static_cast<long>(length), flags);
+#else
+  return or_errno(::send(fd, buffer, length, flags));
+#endif
+}
+
+// Scatter-gather send. An injected short write sends part of the first non-empty piece only.
+inline ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept {
+#ifdef PERCORE_FAULTS
+  for (std::size_t i = 0; i < message->msg_iovlen; ++i) {
+    std::size_t length = message->msg_iov[i].iov_len;
+    if (length == 0) continue;
+    const std::size_t whole = length;
+    PERCORE_FAULT_POINT_LENGTH(sendmsg, fd, length);
+    if (length != whole) return or_errno(::send(fd, message->msg_iov[i].iov_base, length, flags));
+    break;
+  }
+#endif
+#if PERCORE_DIRECT_CALLS
+  return direct_call(SYS_sendmsg, fd, as_argument(message), flags);
+#else
+  return or_errno(::sendmsg(fd, message, flags));
+#endif
+}
+
+inline int shutdown(int fd, int how) noexcept {
+  PERCORE_FAULT_POINT(shutdown, fd);
+  return or_errno(::shutdown(fd, how));
+}
+
+// Linux releases the descriptor even when close reports EINTR (close(2)), so nobody may call it again.
+inline int close(int fd) noexcept {
+#ifdef PERCORE_FAULTS
+  note_close(fd);
+  (void)before_call(call::close, fd, 0);
+#endif
+#if PERCORE_DIRECT_CALLS
+  return static_cast<int>(direct_call(SYS_close, fd, 0));
+#else
+  return or_errno(::close(fd));
+#endif
+}
+
+inline int setsockopt(int fd, int level, int name, const void* value, socklen_t length) noexcept {
+  PERCORE_FAULT_POINT(setsockopt, fd);
+  return or_errno(::setsockopt(fd, level, name, value, length));
+}
+
+inline int getsockopt(int fd, int level, int name, void* value, socklen_t* length) noexcept {
+  PERCORE_FAULT_POINT(getsockopt, fd);
+  return or_errno(::getsockopt(fd, level, name, value, length));
+}
+
+inline int getsockname(int fd, sockaddr* address, socklen_t* length) noexcept {
+  PERCORE_FAULT_POINT(getsockname, fd);
+  return or_errno(::getsockname(fd, address, length));
+}
+
+inline int getpeername(int fd, sockaddr* address, socklen_t* length) noexcept {
+  return or_errno(::getpeername(fd, address, length));
+}
+
+// Gives the calling thread a copy of the process's descriptor table for its own (unshare(2), CLONE_FILES).
+inline int unshare_descriptors() noexcept { return or_errno(::unshare(CLONE_FILES)); }
+
+inline int unlink(const char* path) noexcept {
+  PERCORE_FAULT_POINT(unlink, -1);
+  return or_errno(::unlink(path));
+}
+
+inline int chmod(const char* path, mode_t mode) noexcept {
+  PERCORE_FAULT_POINT(chmod, -1);
+  return or_errno(::chmod(path, mode));
+}
+
+inline int lstat(const char* path, struct stat* result) noexcept {
+  PERCORE_FAULT_POINT(lstat, -1);
+  return or_errno(::lstat(path, result));
+}
+
+// Descriptor flags and status flags (F_GETFL, F_SETFL, F_GETFD, F_SETFD).
+inline int fcntl(int fd, int command, int argument) noexcept {
+  PERCORE_FAULT_POINT(fcntl, fd);
+  return or_errno(::fcntl(fd, command, argument));
+}
+
+// Waits for single descriptors outside of a loop, as set-up does. Not for the request path.
+inline int poll(pollfd* entries, nfds_t count, int timeout_ms) noexcept {
+  PERCORE_FAULT_POINT(poll, -1);
+  return or_errno(::poll(entries, count, timeout_ms));
+}
+
+// Index of a network interface by its name; 0 if there is none of that name.
+inline unsigned interface_index(const char* name) noexcept { return ::if_nametoindex(name); }
+
+// --- readiness and wake-ups ------------------------------------------------------------------------------
+
+inline int epoll_create1(int flags) noexcept {
+  PERCORE_FAULT_POINT(epoll_create1, -1);
+  return or_errno(::epoll_create1(flags));
+}
+
+inline int epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept {
+  PERCORE_FAULT_POINT(epoll_ctl_add, fd);
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = data;
+#ifdef PERCORE_FAULTS
+  note_epoll_add(epoll_fd, fd, events, data);
+#endif
+  return or_errno(::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event));
+}
+
+inline int epoll_modify(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept {
+  PERCORE_FAULT_POINT(epoll_ctl_mod, fd);
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = data;
+#ifdef PERCORE_FAULTS
+  note_epoll_add(epoll_fd, fd, events, data);
+#endif
+  return or_errno(::epoll_ctl(epoll_fd, EPOLL_CTL_MOD, fd, &event));
+}
+
+inline int epoll_delete(int epoll_fd, int fd) noexcept {
+  PERCORE_FAULT_POINT(epoll_ctl_del, fd);
+#ifdef PERCORE_FAULTS
+  note_close(fd);
+#endif
+  epoll_event unused{};
+  return or_errno(::epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, &unused));
+}
+
+// Waits until `timeout_ns` (0: look only, negative: no limit). Nanoseconds by epoll_pwait2 (Linux 5.11); an older
+// kernel gets epoll_wait and whole milliseconds, rounded up.
+int epoll_wait(int epoll_fd, epoll_event* events, int capacity, std::int64_t timeout_ns) noexcept;
+
+inline int eventfd(unsigned initial, int flags) noexcept {
+  PERCORE_FAULT_POINT(eventfd, -1);
+  return or_errno(::eventfd(initial, flags));
+}
+
+inline ssize_t read(int fd, void* buffer, std::size_t length) noexcept {
+  PERCORE_FAULT_POINT(read, fd);
+  return or_errno(::read(fd, buffer, length));
+}
+
+inline ssize_t write(int fd, const void* buffer, std::size_t length) noexcept {
+  PERCORE_FAULT_POINT(write, fd);
+  return or_errno(::write(fd, buffer, length));
+}
+
+// Waits without limit until `fd` is readable: 1, or -EINTR.
+inline int poll_readable(int fd) noexcept {
+  pollfd entry{fd, POLLIN, 0};
+  return or_errno(::poll(&entry, 1, -1));
+}
+
+inline int sigaction(int signal, const struct sigaction* action, struct sigaction* previous) noexcept {
+  return or_errno(::sigaction(signal, action, previous));
+}
+
+// --- memory and time -------------------------------------------------------------------------------------
+
+// Anonymous private memory, zeroed and not yet touched; nullptr when the kernel refuses.
+inline void* map_memory(std::size_t bytes) noexcept {
+#ifdef PERCORE_FAULTS
+  if (before_call(call::mmap, -1, 0).injected) return nullptr;
+#endif
+  void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return p == MAP_FAILED ? nullptr : p;
+}
+
+inline void unmap_memory(void* p, std::size_t bytes) noexcept { (void)::munmap(p, bytes); }
+
+// Nanoseconds of CLOCK_MONOTONIC, through the vDSO: no system call on the usual clock sources.
+inline std::int64_t monotonic_ns() noexcept {
+  timespec now{};
+  (void)::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+}  // namespace percore::sys

@@ -1,0 +1,91 @@
+// Fault injection at the seam to the kernel: tests only.
+//
+// The library is built twice in a test build: `percore` without this, and `percore_faulty` with PERCORE_FAULTS
+// defined, in which every wrapper of calls.hpp first asks here. Without PERCORE_FAULTS nothing of this file is
+// compiled into the engine.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace percore::sys {
+
+// One enumerator for each wrapped system call.
+enum class call : std::uint8_t {
+  accept4,
+  bind,
+  chmod,
+  clock_gettime,
+  close,
+  connect,
+  epoll_create1,
+  epoll_ctl_add,
+  epoll_ctl_del,
+  epoll_ctl_mod,
+  epoll_wait,
+  eventfd,
+  fcntl,
+  getsockname,
+  getsockopt,
+  listen,
+  lstat,
+  mmap,
+  poll,
+  read,
+  recv,
+  send,
+  sendmsg,
+  setsockopt,
+  shutdown,
+  socket,
+  unlink,
+  write,
+  count_
+};
+
+inline constexpr std::size_t call_count = static_cast<std::size_t>(call::count_);
+
+const char* call_name(call which) noexcept;
+
+// Probabilities from 0 to 1, each drawn on its own for every call that it applies to.
+struct fault_plan {
+  std::uint64_t seed = 0;         // the same seed gives each thread (numbered in order of first use) the same draws
+  double short_read = 0;          // recv takes 1..n-1 of the bytes asked for
+  double short_write = 0;         // send and sendmsg take 1..n-1 of the bytes offered
+  double would_block = 0;         // EAGAIN from recv, send, sendmsg and accept4
+  double interrupted = 0;         // EINTR from recv, send, sendmsg, accept4 and epoll_wait
+  double connection_aborted = 0;  // ECONNABORTED from accept4
+  double too_many_files = 0;      // EMFILE from accept4 and socket
+  double no_memory = 0;           // ENOMEM from accept4, epoll_ctl(ADD), send, sendmsg and mmap
+  double reset = 0;               // ECONNRESET from recv, send and sendmsg; the socket really is reset by its close
+  // After the first fail_after[c] calls of kind c, which pass, the next fail_next[c] fail with fail_errno[c], whatever
+  // the probabilities. Counted over all threads from set_fault_plan on.
+  std::array<std::uint32_t, call_count> fail_after{};
+  std::array<std::uint32_t, call_count> fail_next{};
+  std::array<int, call_count> fail_errno{};
+};
+
+// Installs a plan for all threads, or takes it away (nullptr). The plan is copied. Any thread; not while another
+// thread is inside the same call.
+void set_fault_plan(const fault_plan* plan);
+
+// Calls made since the start of the process or the last reset, injected failures included. Any thread.
+std::uint64_t calls_made(call which) noexcept;
+std::uint64_t faults_injected(call which) noexcept;
+void reset_call_counters() noexcept;
+
+// What the wrappers of calls.hpp ask before they go to the kernel.
+struct fault_verdict {
+  bool injected = false;    // true: do not call, answer `result`
+  long result = 0;          // negative errno
+  std::size_t length = 0;   // the length to use, shortened or not
+};
+fault_verdict before_call(call which, int fd, std::size_t length) noexcept;
+
+// An injected EAGAIN or short read swallows an edge that the kernel will not repeat: the seam remembers what was
+// added to which epoll instance and asks for the edge again.
+void note_epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept;
+void note_close(int fd) noexcept;
+
+}  // namespace percore::sys

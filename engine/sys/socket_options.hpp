@@ -1,0 +1,49 @@
+// Setting socket_options, and answering for those that the kernel does not take.
+#pragma once
+
+#include <percore/address.hpp>
+#include <percore/socket_options.hpp>
+
+#include <functional>
+#include <string>
+#include <string_view>
+
+namespace percore::sys {
+
+// One line, without a newline, for a person to read.
+using warning_callback = std::function<void(const std::string&)>;
+
+// Collects what the kernel did not take for one address: each option is reported once, however many sockets
+// the address has. Used by one thread.
+class option_report {
+ public:
+  option_report(const address& where, socket_option_set required, warning_callback warn);
+
+  // The option is off or smaller than asked for. Warns once, or throws listen_error if the option is
+  // required. `error` is a positive errno value, or 0 if the kernel reported none.
+  void degraded(socket_option option, int error, std::string_view reason);
+
+  bool has_degraded(socket_option option) const noexcept { return reported_.contains(option); }
+
+ private:
+  address where_;
+  socket_option_set required_;
+  socket_option_set reported_;
+  warning_callback warn_;
+};
+
+// Throws std::invalid_argument naming the first field that is out of its range.
+void validate(const socket_options& options);
+
+// Sets on a TCP or unix socket, bound or not, but not yet listening, all that is to be inherited or belongs
+// to a listener, apart from v6_only, reuse_port, steering, backlog and unix_permissions, which are steps of
+// listen_group. On a listening socket too, where a new receive buffer size reaches only later connections.
+void apply_to_listener(int fd, address_family family, const socket_options& options, option_report& report);
+
+// Whether connections of this family need apply_to_connection after accept4. Never for TCP.
+bool needs_per_connection_setup(address_family family, const socket_options& options) noexcept;
+
+// Sets what is not inherited. 0 or a negative errno value.
+int apply_to_connection(int fd, address_family family, const socket_options& options) noexcept;
+
+}  // namespace percore::sys

@@ -1,0 +1,60 @@
+// The engine's threads: named, pinned before they run, with a stack of chosen size, deaf to signals.
+#pragma once
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace percore::sys {
+
+// Owns one thread. Not itself thread-safe: start, join and moves belong to one thread at a time.
+class core_thread {
+ public:
+  core_thread() noexcept = default;
+  core_thread(core_thread&& other) noexcept { swap(other); }
+  core_thread& operator=(core_thread&& other) noexcept;  // joins the thread that it had
+  ~core_thread();                                        // joins: tell the body to end first
+
+  // Starts `body` and returns once the thread is named and pinned; `body` has not necessarily begun.
+  //
+  // name         at most 15 bytes, the kernel's limit (pthread_setname_np(3)); shown by top -H and debuggers
+  // cpus         the CPUs that the thread may run on; empty: those of the calling thread. The kernel drops
+  //              CPUs outside of the process's cpuset and refuses when none is left.
+  // stack_bytes  raised to PTHREAD_STACK_MIN and rounded up to pages; the C library adds a guard page below
+  //
+  // In the thread all signals are blocked except those that a fault of its own raises (SIGSEGV, SIGBUS,
+  // SIGFPE, SIGILL, SIGTRAP, SIGSYS) and SIGABRT, so the signals of the process go to the program's own
+  // threads. A wait can still end with EINTR: stopping and continuing the process does that (signal(7)).
+  // An exception that leaves `body` ends the process.
+  //
+  // Throws std::system_error that names the thread and what failed (name, stack, creation, pinning, or a
+  // thread already running here); then no thread is left.
+  void start(std::function<void()> body, const std::string& name, const std::vector<unsigned>& cpus,
+             std::size_t stack_bytes);
+
+  // Waits until the body has returned and has been destroyed; without a thread, returns at once. Throws
+  // std::system_error (EDEADLK) when called by the thread itself.
+  void join();
+
+  [[nodiscard]] bool joinable() const noexcept { return running_; }
+  [[nodiscard]] pthread_t native_id() const noexcept { return thread_; }  // only while joinable()
+  [[nodiscard]] pid_t kernel_id() const noexcept { return kernel_id_; }   // gettid(2); 0 unless joinable()
+
+ private:
+  void swap(core_thread& other) noexcept {
+    std::swap(thread_, other.thread_);
+    std::swap(kernel_id_, other.kernel_id_);
+    std::swap(running_, other.running_);
+  }
+
+  pthread_t thread_{};
+  pid_t kernel_id_ = 0;
+  bool running_ = false;
+};
+
+}  // namespace percore::sys
