@@ -116,9 +116,10 @@ void* connection::allocate_context(std::size_t bytes) {
   if (s.context != nullptr) throw std::logic_error("percore: this connection has a context already");
   s.context_on_heap = false;
   if (void* place = s.arena.allocate_at_end(bytes)) return place;
+  void* place = ::operator new(bytes);
   ++s.core->counters.contexts_on_heap;
   s.context_on_heap = true;
-  return ::operator new(bytes);
+  return place;
 }
 
 void connection::abandon_context(void* place) noexcept {

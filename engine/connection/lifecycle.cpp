@@ -127,7 +127,6 @@ void slot::close_descriptor() noexcept {
 }
 
 void slot::recycle() noexcept {
-  PERCORE_ASSERT(arena.used() == 0, "a coroutine outlives the connection that its frame belongs to");
   ended = true;  // for what the destructor of a context may still call
   reader = writer = {};
   writing = false;
@@ -137,6 +136,7 @@ void slot::recycle() noexcept {
     if (context_on_heap) ::operator delete(context);
     context = nullptr;
   }
+  PERCORE_ASSERT(arena.used() == 0, "a coroutine outlives the connection that its frame belongs to");
   drop_buffer();
   deadline_timer.unlink();
   ready_node.unlink();

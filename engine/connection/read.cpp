@@ -69,6 +69,9 @@ bool slot::advance_read() noexcept {
     case read_kind::some:
       done = advance_some();
       break;
+    case read_kind::more:
+      done = advance_more();
+      break;
     case read_kind::until:
       done = advance_until();
       break;
@@ -127,6 +130,21 @@ bool slot::advance_some() noexcept {
   return true;
 }
 
+bool slot::advance_more() noexcept {
+  if (end - begin == searched) {
+    if (searched >= limit) return read_failed(static_cast<int>(errc::limit_exceeded));
+    if (end_seen) return read_failed(static_cast<int>(errc::end_of_stream));
+    if (!readable || !take_buffer()) return false;
+    make_room();
+    const ssize_t received = receive(buffer->data() + end, buffer->capacity - end);
+    if (received <= 0) return received != -EAGAIN;
+    end += static_cast<std::uint32_t>(received);
+  }
+  view_size = end - begin;
+  begin = end;
+  return true;
+}
+
 bool slot::advance_until() noexcept {
   for (;;) {
     if (take_delimited()) return true;
@@ -153,6 +171,7 @@ bool slot::advance_target() noexcept {
     if (received <= 0) return received != -EAGAIN;
     target_done += static_cast<std::size_t>(received);
   }
+  if (begin == end) drop_buffer();  // no view, nothing unread: nothing to keep it for
   return true;
 }
 
@@ -244,6 +263,7 @@ ssize_t slot::receive(std::byte* into, std::size_t capacity) noexcept {
 
 bool slot::read_failed(int value) noexcept {
   view_size = 0;
+  if (begin == end) drop_buffer();
   fail(value);
   return true;
 }
@@ -260,6 +280,17 @@ bool detail::read_awaiter::await_suspend(std::coroutine_handle<> waiter) const n
   return slot::of(*owner_).suspend_read(waiter);
 }
 bytes_view detail::read_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
+
+bool detail::read_more_awaiter::await_ready() const noexcept {
+  slot& s = slot::of(*owner_);
+  s.limit = s.core->buffers.buffer_bytes();
+  s.searched = s.end - s.begin;
+  return s.start_read(read_kind::more);
+}
+bool detail::read_more_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
+  return slot::of(*owner_).suspend_read(waiter);
+}
+bytes_view detail::read_more_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
 
 bool detail::read_until_awaiter::await_ready() const noexcept {
   slot& s = slot::of(*owner_);

@@ -37,7 +37,7 @@ struct unsent_tail {
   [[nodiscard]] std::uint32_t size() const noexcept { return end - begin; }
 };
 
-enum class read_kind : std::uint8_t { none, some, until, into, full };
+enum class read_kind : std::uint8_t { none, some, more, until, into, full };
 
 // Nodes of a slot in lists of its core.
 struct slot_timer : detail::timer_node {
@@ -112,7 +112,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   const char* delimiter = nullptr;
   std::uint32_t delimiter_size = 0;
   std::uint32_t limit = 0;
-  std::uint32_t searched = 0;  // bytes from `begin` that hold no beginning of the delimiter
+  std::uint32_t searched = 0;  // until: bytes from `begin` that hold no beginning of the delimiter; more: those known
 
   // --- a write in progress, when the socket has not taken it at once ---------------------------------------
   bool writing = false;  // there is one: pieces and what follows hold
@@ -237,6 +237,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool advance_read() noexcept;  // true: done
   bool settle_read() noexcept;   // makes sure that something will continue the read; false: done after all
   bool advance_some() noexcept;
+  bool advance_more() noexcept;
   bool advance_until() noexcept;
   bool advance_target() noexcept;
   bool take_delimited() noexcept;

@@ -82,6 +82,7 @@ void slot::on_deadline() noexcept {
     const bool was_closing = closing;
     end_with(timed_out);
     if (was_closing) close_descriptor();
+    return;  // whoever waited is woken, and nothing can be waited for any more
   } else if (reader && (passed(read_deadline_ns) || passed(idle_deadline()))) {
     ++core->counters.timeouts;
     unqueue();

@@ -127,15 +127,17 @@ void slot::send_pieces() noexcept {
     } else {
       std::array<iovec, most_pieces> vector;
       const std::size_t count = std::min(piece_count, most_pieces);
+      std::size_t offered = 0;
       for (std::size_t i = 0; i < count; ++i) {
         vector[i] = {const_cast<std::byte*>(pieces[i].data()), pieces[i].size()};
+        offered += pieces[i].size();
       }
       vector[0].iov_base = const_cast<std::byte*>(pieces->data() + piece_offset);
       vector[0].iov_len -= piece_offset;
       msghdr message{};
       message.msg_iov = vector.data();
       message.msg_iovlen = count;
-      const bool all = count == piece_count;
+      const bool all = offered - piece_offset == write_remaining;
       result = sent(sys::sendmsg(fd, &message, all ? flags : flags | MSG_MORE));
     }
     if (result <= 0) continue;

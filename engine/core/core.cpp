@@ -26,7 +26,10 @@ core::core(const settings& given, loop::wakeup&& wake)
   resources_.on_exception = given.on_exception;
   grace_timer_.owner = this;
   grace_timer_.fire = [](detail::timer_node& node) {
-    static_cast<grace_timer&>(node).owner->for_each_connection([](slot& s) { s.end_grace(); });
+    core& self = *static_cast<grace_timer&>(node).owner;
+    // The listeners first: one that still waits for room or for descriptors would take what nobody ends any more.
+    self.close_listeners();
+    self.for_each_connection([](slot& s) { s.end_grace(); });
   };
   const int result = resources_.poller.add_listener(resources_.mailbox->wakeup_fd(), wakeup_token, false);
   if (result != 0) {

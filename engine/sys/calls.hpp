@@ -157,7 +157,14 @@ inline int getpeername(int fd, sockaddr* address, socklen_t* length) noexcept {
 }
 
 // Gives the calling thread a copy of the process's descriptor table for its own (unshare(2), CLONE_FILES).
-inline int unshare_descriptors() noexcept { return or_errno(::unshare(CLONE_FILES)); }
+inline int unshare_descriptors() noexcept {
+  PERCORE_FAULT_POINT(unshare, -1);
+  const int result = or_errno(::unshare(CLONE_FILES));
+#ifdef PERCORE_FAULTS
+  if (result == 0) note_unshare();
+#endif
+  return result;
+}
 
 inline int unlink(const char* path) noexcept {
   PERCORE_FAULT_POINT(unlink, -1);

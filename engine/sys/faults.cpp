@@ -18,10 +18,11 @@ namespace percore::sys {
 namespace {
 
 constexpr std::array<const char*, call_count> names = {
-    "accept4",       "bind",          "chmod",         "clock_gettime", "close",   "connect", "epoll_create1",
-    "epoll_ctl_add", "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait",    "eventfd", "fcntl",   "getsockname",
-    "getsockopt",    "listen",        "lstat",         "mmap",          "poll",    "read",    "recv",
-    "send",          "sendmsg",       "setsockopt",    "shutdown",      "socket",  "unlink",  "write"};
+    "accept4",       "bind",          "chmod",         "clock_gettime", "close",      "connect",
+    "epoll_create1", "epoll_ctl_add", "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd",
+    "fcntl",         "getsockname",   "getsockopt",    "listen",        "lstat",      "mmap",
+    "poll",          "read",          "recv",          "send",          "sendmsg",    "setsockopt",
+    "shutdown",      "socket",        "unlink",        "unshare",       "write"};
 static_assert(names.back() != nullptr);
 
 constexpr std::size_t index_of(call which) noexcept {
@@ -99,32 +100,34 @@ struct registration {
   std::uint64_t data = 0;
 };
 
-// Descriptor fd is entry fd / stripes of stripe fd % stripes.
-struct stripe {
+// Registrations by descriptor. There is one of these for each descriptor table, since the same number means
+// different sockets in different tables.
+struct registrations {
   std::mutex lock;
-  std::vector<registration> entries;
+  std::vector<registration> by_fd;
 };
-constexpr std::size_t stripe_count = 64;
 
-std::array<stripe, stripe_count>& stripes() noexcept {
-  // Never destroyed: threads may still close descriptors while the process ends.
-  static auto& all = *new std::array<stripe, stripe_count>;
+registrations& of_process() noexcept {
+  static auto& all = *new registrations;  // never destroyed: threads may still close while the process ends
   return all;
+}
+
+thread_local registrations* of_this_thread = nullptr;  // nullptr: the process's table
+
+registrations& table_of_this_thread() noexcept {
+  return of_this_thread == nullptr ? of_process() : *of_this_thread;
 }
 
 // MOD looks at the descriptor anew and reports what is ready, edge-triggered or not (epoll_ctl(2)).
 void ask_for_the_edge_again(int fd) noexcept {
-  if (fd < 0) return;
+  registrations& table = table_of_this_thread();
+  const std::lock_guard hold(table.lock);
   const auto number = static_cast<std::size_t>(fd);
-  stripe& in = stripes()[number % stripe_count];
-  const std::lock_guard hold(in.lock);
-  if (number / stripe_count >= in.entries.size()) return;
-  const registration& found = in.entries[number / stripe_count];
-  if (found.epoll_fd < 0) return;
+  if (fd < 0 || number >= table.by_fd.size() || table.by_fd[number].epoll_fd < 0) return;
   epoll_event event{};
-  event.events = found.events;
-  event.data.u64 = found.data;
-  (void)::epoll_ctl(found.epoll_fd, EPOLL_CTL_MOD, fd, &event);
+  event.events = table.by_fd[number].events;
+  event.data.u64 = table.by_fd[number].data;
+  (void)::epoll_ctl(table.by_fd[number].epoll_fd, EPOLL_CTL_MOD, fd, &event);
 }
 
 // From now on close sends RST in place of FIN (tcp(7), SO_LINGER with a time of zero).
@@ -246,23 +249,39 @@ fault_verdict before_call(call which, int fd, std::size_t length) noexcept {
 
 void note_epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept {
   if (fd < 0) return;
+  registrations& table = table_of_this_thread();
+  const std::lock_guard hold(table.lock);
   const auto number = static_cast<std::size_t>(fd);
-  stripe& in = stripes()[number % stripe_count];
-  const std::lock_guard hold(in.lock);
   try {
-    if (in.entries.size() <= number / stripe_count) in.entries.resize(number / stripe_count + 1);
+    if (table.by_fd.size() <= number) table.by_fd.resize(number + 1);
   } catch (const std::bad_alloc&) {
     return;  // the descriptor then gets no second edge
   }
-  in.entries[number / stripe_count] = {epoll_fd, events, data};
+  table.by_fd[number] = {epoll_fd, events, data};
 }
 
 void note_close(int fd) noexcept {
-  if (fd < 0) return;
+  registrations& table = table_of_this_thread();
+  const std::lock_guard hold(table.lock);
   const auto number = static_cast<std::size_t>(fd);
-  stripe& in = stripes()[number % stripe_count];
-  const std::lock_guard hold(in.lock);
-  if (number / stripe_count < in.entries.size()) in.entries[number / stripe_count] = {};
+  if (fd >= 0 && number < table.by_fd.size()) table.by_fd[number] = {};
+}
+
+void note_unshare() noexcept {
+  // Freed with the thread. A thread that this one starts goes by the process's table here, and so gets no
+  // second edges.
+  struct owned_table {
+    registrations table;
+    ~owned_table() { of_this_thread = nullptr; }
+  };
+  thread_local owned_table own;
+  const std::lock_guard hold(of_process().lock);
+  try {
+    own.table.by_fd = of_process().by_fd;
+  } catch (const std::bad_alloc&) {
+    own.table.by_fd.clear();
+  }
+  of_this_thread = &own.table;
 }
 
 }  // namespace percore::sys

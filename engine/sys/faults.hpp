@@ -40,6 +40,7 @@ enum class call : std::uint8_t {
   shutdown,
   socket,
   unlink,
+  unshare,
   write,
   count_
 };
@@ -87,5 +88,6 @@ fault_verdict before_call(call which, int fd, std::size_t length) noexcept;
 // added to which epoll instance and asks for the edge again.
 void note_epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept;
 void note_close(int fd) noexcept;
+void note_unshare() noexcept;  // the calling thread has a descriptor table of its own now
 
 }  // namespace percore::sys

@@ -78,8 +78,7 @@ void listen_group::fail(const char* step, int error, std::string_view remedy) co
                      remedy.empty() ? remedy_for(requested_, error) : std::string(remedy));
 }
 
-// --- binding
-// -----------------------------------------------------------------------------------------------------
+// --- binding ---------------------------------------------------------------------------------------------
 
 std::unique_ptr<listen_group> listen_group::bind(const address& where, const socket_options& options,
                                                  std::span<const int> cpus, warning_callback warn) {
@@ -93,6 +92,8 @@ std::unique_ptr<listen_group> listen_group::bind(const address& where, const soc
 }
 
 bool listen_group::another_port_may_do(const listen_error& error, unsigned attempt) const noexcept {
+  // A new socket would be missing in the tables that the cores have made already.
+  if (private_tables_.load(std::memory_order_relaxed)) return false;
   return attempt < port_attempts && !requested_.is_unix() && requested_.port() == 0 &&
          error.code() == std::errc::address_in_use;
 }
@@ -126,8 +127,7 @@ void listen_group::bind_all_once() {
   if (steering_.refused) report_.degraded(socket_option::steering, 0, steering_.reason);
 }
 
-// Off for the first socket while it is bound: so bind finds a foreign group that it would otherwise silently
-// join.
+// Off for the first socket while it is bound: so bind finds a foreign group that it would silently join.
 bool listen_group::allow_sharing(int fd) {
   const int on = 1;
   const int result = sys::setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
@@ -175,8 +175,7 @@ void listen_group::bind_one(bool is_first) {
   if (const int r = read_name(fd, bound_); r < 0) fail("getsockname", -r);
 }
 
-// --- socket files
-// ------------------------------------------------------------------------------------------------
+// --- socket files ----------------------------------------------------------------------------------------
 
 void listen_group::bind_socket_file(int fd) {
   sockaddr_storage where{};
@@ -231,8 +230,7 @@ void listen_group::remove_socket_file() noexcept {
   socket_file_.reset();
 }
 
-// --- listening
-// ---------------------------------------------------------------------------------------------------
+// --- listening -------------------------------------------------------------------------------------------
 
 void listen_group::listen() {
   if (adopted_) return;
@@ -249,8 +247,8 @@ void listen_group::listen() {
 }
 
 void listen_group::listen_all_once() {
-  const int backlog =
-      options_.backlog == 0 ? INT_MAX : options_.backlog;  // the kernel cuts it down (listen(2))
+  // The kernel cuts a backlog down to net.core.somaxconn (listen(2)).
+  const int backlog = options_.backlog == 0 ? INT_MAX : options_.backlog;
   for (std::size_t i = 0; i < fds_.size(); ++i) {
     require_steering(set_incoming_cpu(steering_.method, fds_[i], cpus_[i]));
     if (const int r = sys::listen(fds_[i], backlog); r < 0) fail("listen", -r);
@@ -280,8 +278,7 @@ void listen_group::check_backlog(int fd) {
   }
 }
 
-// --- adopting
-// ----------------------------------------------------------------------------------------------------
+// --- adopting --------------------------------------------------------------------------------------------
 
 std::unique_ptr<listen_group> listen_group::adopt(int fd, const socket_options& options, std::size_t cores,
                                                   warning_callback warn) {
@@ -317,34 +314,37 @@ std::unique_ptr<listen_group> listen_group::adopt(int fd, const socket_options& 
   return group;
 }
 
-// --- ending
-// ------------------------------------------------------------------------------------------------------
+// --- ending ----------------------------------------------------------------------------------------------
 
-void listen_group::close_others_here(std::size_t core) const noexcept {
+void listen_group::close_others_here(std::size_t core) noexcept {
+  private_tables_.store(true, std::memory_order_relaxed);
   if (shared_) return;
   for (std::size_t i = 0; i < fds_.size(); ++i) {
-    if (i != core) (void)close(fds_[i]);
+    if (i != core) (void)sys::close(fds_[i]);
   }
 }
 
-void listen_group::close_here() const noexcept {
-  for (const int fd : fds_) (void)close(fd);
+void listen_group::close_here() noexcept {
+  for (const int fd : fds_) (void)sys::close(fd);
+  closed_here_ = true;
 }
 
 void listen_group::release(std::size_t core) noexcept {
+  const std::size_t index = shared_ ? 0 : core;
+  const int fd = fds_[index];  // read before the count falls: the last core writes it
   const bool is_last = holders_.fetch_sub(1, std::memory_order_acq_rel) == 1;
   // First the name, so that no client finds a file behind which nobody listens.
   if (is_last) remove_socket_file();
-  if (shared_ && !is_last) return;
-  int& fd = fds_[shared_ ? 0 : core];
-  if (fd >= 0) (void)sys::close(fd);
-  fd = -1;
+  const bool has_own_copy = !shared_ || private_tables_.load(std::memory_order_relaxed);
+  if (fd >= 0 && (has_own_copy || is_last)) (void)sys::close(fd);
+  if (!shared_ || is_last) fds_[index] = -1;
 }
 
 void listen_group::close_all() noexcept {
   remove_socket_file();
   for (const int fd : fds_) {
-    if (fd >= 0) (void)sys::close(fd);
+    // After close_here() the number may be another's in this table.
+    if (fd >= 0 && !closed_here_) (void)sys::close(fd);
   }
   fds_.clear();
   holders_.store(0, std::memory_order_relaxed);

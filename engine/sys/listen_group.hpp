@@ -74,11 +74,12 @@ class listen_group {
   // first.
   void release(std::size_t core) noexcept;
 
-  // For cores with descriptor tables of their own (unshare(2)). Between bind() and the core's first use: closes, in the
-  // calling core's table, the copies of what is the other cores'. And for the thread that has bound, once every
-  // core has its table: closes the copies in the process's table. Neither changes what fd() answers.
-  void close_others_here(std::size_t core) const noexcept;
-  void close_here() const noexcept;
+  // For cores with descriptor tables of their own (unshare(2)), all of them or none. By each core after it
+  // has made its table and before listen(): closes in it the copies of the other cores' sockets. Any thread.
+  void close_others_here(std::size_t core) noexcept;
+  // Then, after listen(), by the thread that has bound: closes the copies in the process's table, so that
+  // release() really ends the listening. Neither changes what fd() answers.
+  void close_here() noexcept;
 
   // What clients connect to: with the real port, or the abstract name, that the kernel picked.
   const address& bound_address() const noexcept { return bound_; }
@@ -127,7 +128,9 @@ class listen_group {
   bool adopted_ = false;
   steering_decision steering_;
   std::optional<file_identity> socket_file_;
-  std::atomic<std::size_t> holders_{0};  // cores that have not released yet
+  std::atomic<std::size_t> holders_{0};      // cores that have not released yet
+  std::atomic<bool> private_tables_{false};  // every core has copies of the sockets in a table of its own
+  bool closed_here_ = false;
 };
 
 }  // namespace percore::sys

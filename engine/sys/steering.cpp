@@ -13,8 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// --- /sys and /proc: facts that may be missing, read once at start, so through the standard library
-// -----------------
+// --- interfaces ------------------------------------------------------------------------------------------
+// Files of /sys and /proc may be missing and are read once at start, so through the standard library.
 
 std::string read_line(const fs::path& path) {
   std::ifstream file(path);
@@ -103,8 +103,7 @@ interface_spread read_one_interface(const fs::path& interface, const fs::path& p
   return result;
 }
 
-// --- the decision
-// ------------------------------------------------------------------------------------------------
+// --- the decision ----------------------------------------------------------------------------------------
 
 bool all_pinned_apart(std::span<const int> cpus) {
   std::vector<int> sorted(cpus.begin(), cpus.end());
@@ -153,8 +152,7 @@ steering_decision decide_explicit(const steering_facts& facts) {
   return {facts.wanted, "chosen by the caller", false};
 }
 
-// --- the check on a loopback pair
-// ----------------------------------------------------------------------------------
+// --- the check on a loopback pair ------------------------------------------------------------------------
 
 class probe_socket {
  public:

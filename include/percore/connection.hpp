@@ -41,6 +41,17 @@ class [[nodiscard("co_await it")]] read_awaiter {
   connection* owner_;
 };
 
+class [[nodiscard("co_await it")]] read_more_awaiter {
+ public:
+  explicit read_more_awaiter(connection& owner) noexcept : owner_(&owner) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bytes_view await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+};
+
 class [[nodiscard("co_await it")]] read_until_awaiter {
  public:
   read_until_awaiter(connection& owner, std::string_view delimiter, std::size_t limit) noexcept
@@ -165,6 +176,11 @@ class connection {
   // Empty at the end of the stream or on an error. The view points into a buffer of the core and is valid until
   // the next read of this connection, release_view(), or the end of the handler.
   detail::read_awaiter read() noexcept { return detail::read_awaiter(*this); }
+
+  // What was put back by unread() and at least one byte more: for parsers that have found the beginning of a message.
+  // Empty when the stream ends or fails before, or with errc::limit_exceeded when read_buffer_bytes are put back
+  // already; what was put back stays and can be taken with read(). The view is valid as that of read().
+  detail::read_more_awaiter read_more() noexcept { return detail::read_more_awaiter(*this); }
 
   // Up to target.size() bytes into the caller's memory, as soon as there are any. 0 at the end or on an error.
   detail::read_into_awaiter read(std::span<std::byte> target) noexcept {

@@ -35,7 +35,7 @@ struct server_options {
   // accepted: the kernel resets them when the listeners close.
   std::uint64_t max_accepted = 0;
 
-  // One connection's slot: its state (about 370 bytes) and its handler's coroutine frame, nested frames and context.
+  // One connection's slot: its state (448 bytes) and its handler's coroutine frame, nested frames and context.
   // What does not fit goes to the heap and is counted. 512 to 65,536, a multiple of 64.
   std::size_t slot_bytes = 960;
   // Size of the buffers that reads lend, 1024 to 16 MiB, and how many may be lent by one core at a time. A read that
