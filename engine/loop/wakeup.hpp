@@ -1,23 +1,36 @@
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 namespace percore::loop {
 
 // An eventfd(2): readable from wake() until drain().
+//
+// It belongs to the process's descriptor table, but threads with a table of their own (private_descriptors) may hold
+// and wake it too. For such a thread that has split off before the wake-up was made, its number means nothing, or
+// another file: it is then reached through pidfd_getfd(2), and one that dies there is closed later by a thread of
+// the process's table.
 class wakeup {
  public:
   wakeup();  // throws std::system_error
-  wakeup(wakeup&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  wakeup(wakeup&& other) noexcept : fd_(std::exchange(other.fd_, -1)), serial_(other.serial_) {}
   wakeup& operator=(wakeup&&) = delete;
   ~wakeup();
 
   [[nodiscard]] int fd() const noexcept { return fd_; }
-  void wake() const noexcept;   // any thread, also from a signal handler
+  void wake() const noexcept;  // any thread, also from a signal handler
   void drain() const noexcept;
+
+  // The calling thread now has a descriptor table of its own, with a copy of every wake-up made so far.
+  static void descriptors_unshared() noexcept;
+  [[nodiscard]] static bool thread_has_own_descriptors() noexcept;
+  // Closes what died on threads with tables of their own. On a thread of the process's table.
+  static void close_orphans() noexcept;
 
  private:
   int fd_;
+  std::uint64_t serial_;  // in the order of their making
 };
 
 }  // namespace percore::loop

@@ -32,6 +32,9 @@ void require(bool condition, const char* message) {
 }
 
 server_options checked(server_options options) {
+  if (loop::wakeup::thread_has_own_descriptors()) {
+    throw std::logic_error("percore: a handler of a server with private_descriptors cannot make another server");
+  }
   require(options.slot_bytes >= 512 && options.slot_bytes <= 65'536 && options.slot_bytes % 64 == 0,
           "slot_bytes must be a multiple of 64 from 512 to 65536");
   require(options.read_buffer_bytes >= 1024 && options.read_buffer_bytes <= 16 * 1024 * 1024,
@@ -69,6 +72,7 @@ server_state::~server_state() {
   begin_halt();
   wait();
   close_adopted();
+  if (!loop::wakeup::thread_has_own_descriptors()) loop::wakeup::close_orphans();
 }
 
 std::size_t server_state::add_listener(const address* where, int fd, detail::handler handler,
@@ -130,6 +134,7 @@ void server_state::start() {
     abort_start();
     throw;
   }
+  if (options_.on_started) options_.on_started(face_);
 }
 
 void server_state::plan_cores() {
@@ -196,6 +201,7 @@ void server_state::abort_start() noexcept {
   threads_.clear();
   cores_.clear();
   wakeups_.clear();
+  loop::wakeup::close_orphans();
   for (auto& l : listeners_) l->group.reset();
   close_adopted();
   std::lock_guard lock(mutex_);
@@ -217,6 +223,7 @@ void server_state::prepare_core(std::size_t index) {
     if (const int result = sys::unshare_descriptors(); result < 0) {
       throw std::system_error(-result, std::system_category(), "percore: private_descriptors: unshare");
     }
+    loop::wakeup::descriptors_unshared();
     for (auto& l : listeners_) l->group->close_others_here(index);
   }
   core::settings settings;

@@ -166,6 +166,10 @@ inline int unshare_descriptors() noexcept {
   return result;
 }
 
+// A copy, in the calling thread's own table, of a descriptor of the process's: that of its first thread
+// (pidfd_getfd(2), Linux 5.6). Close it.
+int descriptor_of_process(int fd) noexcept;
+
 inline int unlink(const char* path) noexcept {
   PERCORE_FAULT_POINT(unlink, -1);
   return or_errno(::unlink(path));

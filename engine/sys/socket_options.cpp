@@ -183,7 +183,7 @@ void option_report::degraded(socket_option option, int error, std::string_view r
   if (reported_.contains(option)) return;
   reported_.insert(option);
   if (!warn_) return;
-  std::string text = "percore: " + where_.to_string() + ": option ";
+  std::string text = where_.to_string() + ": option ";
   text.append(name).append(" is not in full effect: ").append(reason);
   warn_(text);
 }

@@ -14,6 +14,8 @@
 
 namespace percore {
 
+class server;
+
 // What happens when a limit of open connections is reached.
 enum class limit_policy {
   pause,   // stop accepting: clients wait in the kernel's accept queue until a connection ends
@@ -63,6 +65,8 @@ struct server_options {
   // Grace of a shutdown that a signal or max_accepted began; 0: no limit.
   std::chrono::milliseconds shutdown_grace{0};
 
+  // Called at the end of start(), on its thread; when serve() has started the server, it catches signals by then.
+  std::function<void(server&)> on_started;
   // Called on the core's thread when an exception leaves a handler (the connection is then closed) or a function
   // given to post(); must not throw. Default: nothing but the count in stats().handler_errors.
   std::function<void(std::exception_ptr)> on_exception;

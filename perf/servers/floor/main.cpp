@@ -1,0 +1,254 @@
+// floor: the least a readiness-driven server can do for one request, as a limit to compare servers with.
+//
+// One epoll loop per pinned thread, each with its own SO_REUSEPORT listener. One recv, one send of a prepared
+// HTTP/1.1 response, nothing else: no parsing (whatever one recv returns is one request), no time limits, no
+// counters, no state per connection (the epoll data is the descriptor). It is no usable server: a request
+// that arrives in two segments gets two responses. It shares no code with the engine on purpose.
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <functional>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "perf/servers/floor/options.hpp"
+
+namespace {
+
+using floor_server::options;
+
+constexpr int max_events = 512;   // epoll_wait's array
+constexpr int accept_batch = 64;  // accepts per listener event, so that connections get their turn
+constexpr std::size_t receive_bytes = 16384;  // one request's limit; the kernel copies only what is there
+
+[[noreturn]] void die(const char* what) {
+  std::fprintf(stderr, "floor: %s: %s\n", what, std::system_category().message(errno).c_str());
+  std::exit(1);
+}
+
+void pin_to(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  if (sched_setaffinity(0, sizeof set, &set) != 0) die("sched_setaffinity");
+}
+
+std::string make_response(const options& opt) {
+  std::array<char, 64> date{};
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  std::strftime(date.data(), date.size(), "%a, %d %b %Y %H:%M:%S GMT", &utc);  // RFC 9110, 5.6.7
+  std::string response = "HTTP/1.1 200 OK\r\nServer: floor\r\nDate: ";
+  response += date.data();
+  response += "\r\nContent-Type: text/plain\r\nContent-Length: " + std::to_string(opt.body_bytes);
+  response += opt.keep_alive ? "\r\nConnection: keep-alive\r\n\r\n" : "\r\nConnection: close\r\n\r\n";
+  response.append(opt.body_bytes, 'x');
+  return response;
+}
+
+void set_option(int fd, int level, int name, int value, const char* what) {
+  if (setsockopt(fd, level, name, &value, sizeof value) != 0) die(what);
+}
+
+struct address {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+  sockaddr* get() { return reinterpret_cast<sockaddr*>(&storage); }
+};
+
+address resolve(const options& opt) {
+  addrinfo hints{};
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int error = getaddrinfo(opt.host.c_str(), opt.port.c_str(), &hints, &found);
+  if (error != 0) floor_server::bad_usage("--listen: '" + opt.host + "': " + gai_strerror(error));
+  address result;
+  result.length = found->ai_addrlen;
+  std::memcpy(&result.storage, found->ai_addr, found->ai_addrlen);
+  freeaddrinfo(found);
+  return result;
+}
+
+// Binds to `where` and writes the bound address back, so that port 0 is chosen once and shared by all loops.
+int open_listener(const options& opt, address& where) {
+  const int fd = socket(where.get()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) die("socket");
+  set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
+  set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT");
+  if (opt.defer_accept_s > 0)
+    set_option(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, opt.defer_accept_s, "TCP_DEFER_ACCEPT");
+  if (bind(fd, where.get(), where.length) != 0) die("--listen: bind");
+  if (listen(fd, opt.backlog) != 0) die("listen");
+  if (getsockname(fd, where.get(), &where.length) != 0) die("getsockname");
+  return fd;
+}
+
+void print_address(address& where) {
+  std::array<char, NI_MAXHOST> host{};
+  std::array<char, NI_MAXSERV> port{};
+  if (getnameinfo(where.get(), where.length, host.data(), host.size(), port.data(), port.size(),
+                  NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+    die("getnameinfo");
+  const bool v6 = where.get()->sa_family == AF_INET6;
+  std::printf(v6 ? "listening on [%s]:%s\n" : "listening on %s:%s\n", host.data(), port.data());
+  std::fflush(stdout);
+}
+
+// A bare loop that runs out of descriptors would spin on its level-triggered listener.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+struct loop {
+  int epoll_fd;
+  int listener_fd;
+  const char* response;
+  std::size_t response_bytes;
+  int send_flags;
+  bool keep_alive;
+  bool accept_first_read;
+  std::array<char, receive_bytes> buffer;
+
+  // Rare: the socket took only a part. Waits for room, which stalls this loop's other connections.
+  bool send_rest(int fd, std::size_t sent) {
+    while (sent < response_bytes) {
+      const ssize_t n = send(fd, response + sent, response_bytes - sent, send_flags);
+      if (n >= 0) {
+        sent += static_cast<std::size_t>(n);
+      } else if (errno == EAGAIN) {
+        pollfd wait{fd, POLLOUT, 0};
+        poll(&wait, 1, -1);
+      } else {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool send_response(int fd) {
+    const ssize_t n = send(fd, response, response_bytes, send_flags);
+    if (n == static_cast<ssize_t>(response_bytes)) [[likely]]
+      return true;
+    if (n < 0 && errno != EAGAIN) return false;
+    return send_rest(fd, n < 0 ? 0 : static_cast<std::size_t>(n));
+  }
+
+  void add(int fd) const {
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLET;
+    event.data.fd = fd;
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) close(fd);
+  }
+
+  // EPOLLRDHUP together with data says that no further edge will come, so that connection ends here too.
+  void on_readable(int fd, std::uint32_t events) {
+    const ssize_t n = recv(fd, buffer.data(), buffer.size(), 0);
+    if (n > 0 && send_response(fd) && keep_alive && (events & EPOLLRDHUP) == 0) return;
+    if (n < 0 && errno == EAGAIN) return;
+    close(fd);
+  }
+
+  void on_new(int fd) {
+    if (accept_first_read) {
+      const ssize_t n = recv(fd, buffer.data(), buffer.size(), 0);
+      const bool go_on = n > 0 ? send_response(fd) && keep_alive : n < 0 && errno == EAGAIN;
+      if (!go_on) {
+        close(fd);
+        return;
+      }
+    }
+    add(fd);
+  }
+
+  void on_listener() {
+    for (int i = 0; i < accept_batch; ++i) {
+      const int fd = accept4(listener_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+      if (fd < 0) return;
+      on_new(fd);
+    }
+  }
+
+  [[noreturn]] void run() {
+    epoll_event listening{};
+    listening.events = EPOLLIN;
+    listening.data.fd = listener_fd;
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener_fd, &listening) != 0) die("epoll_ctl");
+    std::array<epoll_event, max_events> events;
+    while (true) {
+      const int n = epoll_wait(epoll_fd, events.data(), max_events, -1);
+      for (int i = 0; i < n; ++i) {
+        const epoll_event& event = events[static_cast<std::size_t>(i)];
+        if (event.data.fd == listener_fd) {
+          on_listener();
+        } else {
+          on_readable(event.data.fd, event.events);
+        }
+      }
+    }
+  }
+};
+
+// Pins first, so that the thread's stack, and the buffer in it, lie on the memory node of its CPU.
+void serve_on(int cpu, int listener_fd, const options& opt, const std::string& response) {
+  pin_to(cpu);
+  const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+  if (epoll_fd < 0) die("epoll_create1");
+  loop server{.epoll_fd = epoll_fd,
+              .listener_fd = listener_fd,
+              .response = response.data(),
+              .response_bytes = response.size(),
+              .send_flags = MSG_NOSIGNAL | (opt.fin_with_data ? MSG_MORE : 0),
+              .keep_alive = opt.keep_alive,
+              .accept_first_read = opt.accept_first_read,
+              .buffer = {}};
+  server.run();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const options opt = floor_server::parse_options(argc, argv);
+
+  sigset_t stop;
+  sigemptyset(&stop);
+  sigaddset(&stop, SIGINT);
+  sigaddset(&stop, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &stop, nullptr);  // the loops inherit it: no signal ever interrupts their calls
+
+  raise_descriptor_limit();
+  address where = resolve(opt);
+  const std::string response = make_response(opt);
+  std::vector<int> listeners;
+  for (std::size_t i = 0; i < opt.cpus.size(); ++i) listeners.push_back(open_listener(opt, where));
+  for (std::size_t i = 0; i < opt.cpus.size(); ++i)
+    std::thread(serve_on, opt.cpus[i], listeners[i], std::cref(opt), std::cref(response)).detach();
+  print_address(where);
+
+  int signal_number = 0;
+  sigwait(&stop, &signal_number);
+  _exit(0);  // the loops use this frame's objects until the process is gone
+}

@@ -1,0 +1,152 @@
+#include "perf/servers/floor/options.hpp"
+
+#include <getopt.h>
+#include <sched.h>
+
+#include <charconv>
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+#include <system_error>
+
+namespace floor_server {
+namespace {
+
+constexpr std::uint64_t max_body_bytes = 1u << 30;
+
+constexpr const char* usage_text =
+    "usage: floor --listen ADDR:PORT [options]\n"
+    "\n"
+    "Answers every recv with one prepared HTTP/1.1 response: the limit to compare servers with.\n"
+    "Prints \"listening on ADDR:PORT\" when it serves; ends on SIGINT and SIGTERM with status 0.\n"
+    "\n"
+    "  --listen ADDR:PORT          numeric IPv4 or [IPv6] address; port 0 lets the kernel choose\n"
+    "  --body BYTES                length of the response body (default 1024, at most 1 GiB)\n"
+    "  --keep-alive on|off         off: close after the response (default on)\n"
+    "  --cpus LIST                 one pinned loop per CPU, as in 0-3,8 (default: the CPUs it may run on)\n"
+    "  --defer-accept SECONDS      TCP_DEFER_ACCEPT: accept only what has sent data (default 0: off)\n"
+    "  --fin-with-data             MSG_MORE on the send, so that the close puts its FIN on the last data\n"
+    "                              segment; with --keep-alive off only\n"
+    "  --accept-first-read on|off  on: recv at once after accept, epoll ADD only if that would block;\n"
+    "                              off: epoll ADD, recv when the event comes\n"
+    "                              (default on with --defer-accept, else off: perf/README.md has the "
+    "figures)\n"
+    "  --backlog N                 of each listener, capped by net.core.somaxconn (default 4096)\n"
+    "  --help                      this text\n";
+
+std::uint64_t parse_number(std::string_view text, const char* name, std::uint64_t low, std::uint64_t high) {
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < low || value > high) {
+    bad_usage(std::string(name) + ": a number from " + std::to_string(low) + " to " + std::to_string(high) +
+              " expected, not '" + std::string(text) + "'");
+  }
+  return value;
+}
+
+int parse_int(std::string_view text, const char* name, int low, int high) {
+  const auto value =
+      parse_number(text, name, static_cast<std::uint64_t>(low), static_cast<std::uint64_t>(high));
+  return static_cast<int>(value);
+}
+
+bool parse_switch(std::string_view text, const char* name) {
+  if (text == "on") return true;
+  if (text == "off") return false;
+  bad_usage(std::string(name) + ": on or off expected, not '" + std::string(text) + "'");
+}
+
+cpu_set_t allowed_cpus() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) bad_usage("cannot tell which CPUs it may run on");
+  return set;
+}
+
+cpu_set_t parse_cpus(std::string_view text) {
+  const cpu_set_t allowed = allowed_cpus();
+  cpu_set_t chosen;
+  CPU_ZERO(&chosen);
+  while (true) {
+    const std::string_view item = text.substr(0, text.find(','));
+    const std::size_t dash = item.find('-');
+    const int first = parse_int(item.substr(0, dash), "--cpus", 0, CPU_SETSIZE - 1);
+    const int last = dash == std::string_view::npos
+                         ? first
+                         : parse_int(item.substr(dash + 1), "--cpus", first, CPU_SETSIZE - 1);
+    for (int cpu = first; cpu <= last; ++cpu) {
+      if (!CPU_ISSET(cpu, &allowed)) bad_usage("--cpus: may not run on CPU " + std::to_string(cpu));
+      CPU_SET(cpu, &chosen);
+    }
+    if (item.size() == text.size()) return chosen;
+    text.remove_prefix(item.size() + 1);
+  }
+}
+
+std::vector<int> members(const cpu_set_t& set) {
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  return cpus;
+}
+
+void parse_listen(std::string_view text, options& opt) {
+  const std::size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) bad_usage("--listen: ADDR:PORT expected");
+  std::string_view host = text.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  opt.host = host;
+  opt.port = std::to_string(parse_int(text.substr(colon + 1), "--listen", 0, 65535));
+}
+
+enum flag { listen_, body_, keep_alive_, cpus_, defer_accept_, fin_with_data_, first_read_, backlog_, help_ };
+
+constexpr option flags[] = {{"listen", required_argument, nullptr, listen_},
+                            {"body", required_argument, nullptr, body_},
+                            {"keep-alive", required_argument, nullptr, keep_alive_},
+                            {"cpus", required_argument, nullptr, cpus_},
+                            {"defer-accept", required_argument, nullptr, defer_accept_},
+                            {"fin-with-data", no_argument, nullptr, fin_with_data_},
+                            {"accept-first-read", required_argument, nullptr, first_read_},
+                            {"backlog", required_argument, nullptr, backlog_},
+                            {"help", no_argument, nullptr, help_},
+                            {nullptr, 0, nullptr, 0}};
+
+void check(const options& opt) {
+  if (opt.port.empty()) bad_usage("--listen is required");
+  if (opt.fin_with_data && opt.keep_alive) bad_usage("--fin-with-data needs --keep-alive off");
+}
+
+}  // namespace
+
+void bad_usage(const std::string& why) {
+  std::fprintf(stderr, "floor: %s (see --help)\n", why.c_str());
+  std::exit(2);
+}
+
+options parse_options(int argc, char** argv) {
+  options opt;
+  std::optional<bool> first_read;
+  cpu_set_t cpus = allowed_cpus();
+  for (int c; (c = getopt_long(argc, argv, "", flags, nullptr)) != -1;) {
+    if (c == listen_) parse_listen(optarg, opt);
+    if (c == body_) opt.body_bytes = parse_number(optarg, "--body", 0, max_body_bytes);
+    if (c == keep_alive_) opt.keep_alive = parse_switch(optarg, "--keep-alive");
+    if (c == cpus_) cpus = parse_cpus(optarg);
+    if (c == defer_accept_) opt.defer_accept_s = parse_int(optarg, "--defer-accept", 0, 3600);
+    if (c == fin_with_data_) opt.fin_with_data = true;
+    if (c == first_read_) first_read = parse_switch(optarg, "--accept-first-read");
+    if (c == backlog_) opt.backlog = parse_int(optarg, "--backlog", 1, 65535);
+    if (c == '?') std::exit(2);  // getopt_long has said why
+    if (c == help_) {
+      std::fputs(usage_text, stdout);
+      std::exit(0);
+    }
+  }
+  if (optind < argc) bad_usage(std::string("unexpected argument '") + argv[optind] + "'");
+  check(opt);
+  opt.cpus = members(cpus);
+  opt.accept_first_read = first_read.value_or(opt.defer_accept_s > 0);
+  return opt;
+}
+
+}  // namespace floor_server

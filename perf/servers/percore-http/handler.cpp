@@ -1,0 +1,214 @@
+#include "perf/servers/percore-http/handler.hpp"
+
+#include <percore/error.hpp>
+
+#include <algorithm>
+#include <array>
+#include <span>
+#include <string>
+
+#include "perf/servers/percore-http/chunked_decoder.hpp"
+
+namespace percore_http {
+namespace {
+
+using percore::bytes_view;
+using percore::connection;
+using percore::task;
+
+// After an error response: how long, and how much of what the client still sends is read and thrown away.
+constexpr std::chrono::milliseconds linger_time{2000};
+constexpr std::size_t linger_bytes = 4 * 1024 * 1024;
+
+bool is_served(std::string_view method) noexcept {
+  return method == "GET" || method == "POST" || method == "HEAD" || method == "PUT" || method == "DELETE" ||
+         method == "OPTIONS" || method == "PATCH";
+}
+
+}  // namespace
+
+core_state::core_state(const handler_options& options, const response_layout& layout, bool all_slow)
+    : responses(layout),
+      limits_(options.limits),
+      keep_alive_(options.keep_alive),
+      all_slow_(all_slow),
+      most_answers_(layout.copies(true)) {}
+
+// Answered from the ready response, and nothing has to be waited for: the body, if any, is there whole.
+bool core_state::is_quick(const request& head, std::size_t bytes) const noexcept {
+  return !head.is_head && !head.chunked && !all_slow_ && head.content_length <= bytes - head.head_bytes &&
+         is_served(head.method);
+}
+
+request_batch core_state::find_requests(std::string_view data, bool stopping) const noexcept {
+  request_batch batch;
+  const std::size_t most = stopping ? 1 : most_answers_;
+  while (batch.bytes != data.size() && batch.answers != most) {
+    const std::string_view rest = data.substr(batch.bytes);
+    request head;
+    const parse_result result = parse_request(rest, limits_, head);
+    if (result.needs_more()) {
+      batch.next = request_batch::then::read_more;
+      break;
+    }
+    if (!result.is_complete() || !is_quick(head, rest.size())) {
+      batch.next = request_batch::then::ask_slow;
+      break;
+    }
+    const std::size_t end = batch.bytes + head.head_bytes + static_cast<std::size_t>(head.content_length);
+    if (!head.keep_alive || !keep_alive_ || (stopping && end == data.size())) {
+      if (batch.answers != 0) break;  // its response differs from theirs: the next batch
+      batch.next = request_batch::then::close;
+    }
+    batch.bytes = end;
+    ++batch.answers;
+    if (batch.next == request_batch::then::close) break;
+  }
+  return batch;
+}
+
+application::application(const handler_options& options, body_kind kind, std::size_t body_bytes,
+                         std::size_t cores)
+    : options_(options), layout_(kind, body_bytes), cores_(cores) {
+  // What OpenSSL lacks is found out now and not at the first connection.
+  core_state trial(options_, layout_, all_slow());
+  (void)trial.responses.take(true, 1, std::chrono::steady_clock::now());
+}
+
+namespace {
+
+// The rare paths are coroutines of their own, so that their frames exist only while they run.
+
+// Ends the connection after its last response. What the client still sends is read for a while: a close with
+// unread bytes would make the kernel send a RST, and that can destroy the response on its way (RFC 9112 9.6).
+task<> linger(connection& conn) {
+  conn.shutdown_write();
+  const auto open_for = std::chrono::duration_cast<std::chrono::milliseconds>(conn.now() - conn.start_time());
+  conn.set_lifetime_timeout(open_for + linger_time);
+  std::size_t discarded = 0;
+  while (discarded < linger_bytes) {
+    const bytes_view data = co_await conn.read();
+    if (!data) break;
+    discarded += data.size();
+  }
+}
+
+task<> refuse(connection& conn, core_state& core, std::uint16_t status, bool with_body) {
+  const std::string response = core.responses.error_response(status, with_body, conn.now());
+  if (co_await conn.write(response)) co_await linger(conn);
+}
+
+// Reads the body and forgets it. Complete; or the error to answer; or needs more, when the peer has gone.
+//
+// One byte that was dealt with (at first the head's last) is always put back, in front of the next view: a
+// connection that holds a byte is in the midst of a message, and a shutdown leaves it the time to finish.
+task<parse_result> skip_body(connection& conn, const request_limits& limits, bool chunked,
+                             std::uint64_t length) {
+  chunked_decoder decoder(limits);
+  bytes_view data = co_await conn.read();
+  while (data) {
+    std::string_view fresh = data.subview(1);
+    parse_result result = parse_result::need_more();
+    if (chunked) {
+      result = decoder.feed(fresh);
+    } else {
+      const auto skipped = static_cast<std::size_t>(std::min<std::uint64_t>(length, fresh.size()));
+      fresh.remove_prefix(skipped);
+      length -= skipped;
+      if (length == 0) result = parse_result::complete();
+    }
+    if (!result.needs_more()) {
+      conn.unread(fresh.size());
+      co_return result;
+    }
+    conn.unread(1);
+    data = co_await conn.read_more();
+  }
+  co_return parse_result::need_more();
+}
+
+// Reads one request, which was put back whole or in part. As skip_body; `head` has lost its views when it is
+// done.
+task<parse_result> read_request(connection& conn, const request_limits& limits, request& head) {
+  const bytes_view data = co_await conn.read();
+  const parse_result result = parse_request(data, limits, head);
+  if (!result.is_complete()) co_return result;
+  if (!is_served(head.method)) co_return parse_result::error(501);
+  const std::size_t rest = data.size() - head.head_bytes;
+  if (!head.chunked && head.content_length == 0) {
+    conn.unread(rest);
+    co_return result;
+  }
+  conn.unread(rest + 1);  // and the head's last byte, see skip_body
+  if (head.expect_continue && rest == 0) {
+    if (!co_await conn.write("HTTP/1.1 100 Continue\r\n\r\n")) co_return parse_result::need_more();
+  }
+  co_return co_await skip_body(conn, limits, head.chunked, head.content_length);
+}
+
+// Serves one request of any kind, which was put back whole or in part. False when the connection is to be
+// closed.
+task<bool> serve_slow(connection& conn, core_state& core, const handler_options& options) {
+  request head;
+  const parse_result result = co_await read_request(conn, options.limits, head);
+  if (result.needs_more()) co_return false;
+  if (result.is_error()) {
+    co_await refuse(conn, core, result.error_status(), !head.is_head);
+    co_return false;
+  }
+
+  if (options.sleep.count() != 0) {
+    conn.release_view();  // so that the core may lend the buffer to others meanwhile
+    if (!co_await conn.sleep_for(options.sleep)) co_return false;
+  }
+  const bool keep_alive = head.keep_alive && options.keep_alive && !conn.server_stopping();
+  const response_lease response = core.responses.take(keep_alive, head.is_head ? 0 : 1, conn.now());
+  const std::array<bytes_view, 2> pieces{response.head(), head.is_head ? bytes_view() : response.content()};
+  const std::span<const bytes_view> all(pieces);
+  if (!keep_alive && options.fin_with_data) {
+    if (!co_await conn.write_last(all)) co_return false;
+  } else {
+    if (!co_await conn.write(all)) co_return false;
+  }
+  ++core.answered;
+  if (!keep_alive && conn.buffered_bytes() != 0) co_await linger(conn);
+  co_return keep_alive;
+}
+
+}  // namespace
+
+task<> http_handler::operator()(connection& conn) const {
+  core_state& core = app_->core(conn);
+  bytes_view data = co_await conn.read();
+  while (data) {
+    const request_batch batch = core.find_requests(data, conn.server_stopping());
+    const std::size_t rest = data.size() - batch.bytes;
+    if (rest != 0) conn.unread(rest);
+    conn.release_view();  // the answers do not need it, and they may have to wait for a slow reader
+
+    if (batch.answers != 0) {
+      const bool last = batch.next == request_batch::then::close;
+      const response_lease lease = core.responses.take(!last, batch.answers, conn.now());
+      const bytes_view answers = lease.responses(batch.answers);
+      auto writing = last && app_->options().fin_with_data ? conn.write_last(answers) : conn.write(answers);
+      if (!co_await writing) co_return;
+      core.answered += batch.answers;
+    }
+    switch (batch.next) {
+      case request_batch::then::read_on:
+        break;
+      case request_batch::then::read_more:
+        data = co_await conn.read_more();
+        continue;
+      case request_batch::then::ask_slow:
+        if (!co_await serve_slow(conn, core, app_->options())) co_return;
+        break;
+      case request_batch::then::close:
+        if (rest != 0) co_await linger(conn);
+        co_return;
+    }
+    data = co_await conn.read();
+  }
+}
+
+}  // namespace percore_http

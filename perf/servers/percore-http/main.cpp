@@ -1,0 +1,183 @@
+// percore-http: the benchmark HTTP/1.1 server.
+
+#include <percore/percore.hpp>
+
+#include <signal.h>
+
+#include <atomic>
+#include <chrono>
+#include <cinttypes>
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <thread>
+
+#include "perf/servers/percore-http/handler.hpp"
+#include "perf/servers/percore-http/options.hpp"
+
+namespace {
+
+using percore_http::application;
+using percore_http::options;
+
+// Holds the frames of the longest chain of the slow path: 1.4 kB with g++ 12.
+constexpr std::size_t slow_slot_bytes = 2048;
+
+constexpr int status_failed = 1;
+constexpr int status_bad_usage = 2;
+
+void print_listeners(const percore::server& server, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    std::printf("listening on %s\n", server.local_address(i).to_string().c_str());
+  }
+  std::fflush(stdout);  // whoever started this waits for it, perhaps through a pipe
+}
+
+void print_cores(const percore::server& server, const application& app) {
+  const percore::server_stats stats = server.stats();
+  for (std::size_t i = 0; i < stats.cores.size(); ++i) {
+    std::printf("core %zu cpu %u accepted %" PRIu64 " requests %" PRIu64 "\n", i,
+                server.placement().cores[i].cpu, stats.cores[i].accepted, app.answered(i));
+  }
+}
+
+void print_stats(const percore::core_stats& s) {
+  const struct {
+    const char* name;
+    std::uint64_t value;
+  } rows[] = {
+      {"accepted", s.accepted},
+      {"active", s.active},
+      {"refused_limit", s.refused_limit},
+      {"refused_memory", s.refused_memory},
+      {"accept_aborted", s.accept_aborted},
+      {"accept_paused_files", s.accept_paused_files},
+      {"accept_paused_memory", s.accept_paused_memory},
+      {"accept_paused_limit", s.accept_paused_limit},
+      {"bytes_received", s.bytes_received},
+      {"bytes_sent", s.bytes_sent},
+      {"handler_errors", s.handler_errors},
+      {"resets_received", s.resets_received},
+      {"timeouts", s.timeouts},
+      {"buffers_exhausted", s.buffers_exhausted},
+      {"frames_on_heap", s.frames_on_heap},
+      {"contexts_on_heap", s.contexts_on_heap},
+      {"unsent_tails", s.unsent_tails},
+      {"first_read_hits", s.first_read_hits},
+      {"wakeups", s.wakeups},
+      {"events", s.events},
+      {"messages", s.messages},
+      {"halted", s.halted},
+  };
+  for (const auto& row : rows) std::printf("%s %" PRIu64 "\n", row.name, row.value);
+}
+
+void print_exception(std::exception_ptr exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "percore-http: connection closed: %s\n", e.what());
+  }
+}
+
+// SIGINT and SIGTERM drain the server, a second one halts it. server::serve() can do that, but only from its
+// call on: a signal that comes at once when the listeners are announced would end the process. These two are
+// blocked before any thread starts, so that one that comes early waits here.
+class signal_thread {
+ public:
+  signal_thread() {
+    sigemptyset(&caught_);
+    sigaddset(&caught_, SIGINT);
+    sigaddset(&caught_, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &caught_, nullptr);  // all threads inherit it
+  }
+  signal_thread(const signal_thread&) = delete;
+  signal_thread& operator=(const signal_thread&) = delete;
+  ~signal_thread() {
+    if (!thread_.joinable()) return;
+    done_ = true;
+    pthread_kill(thread_.native_handle(), SIGTERM);  // it may have ended, but is not joined yet
+    thread_.join();
+  }
+
+  // `server` has started and ends while this lives.
+  void watch(percore::server& server, std::chrono::milliseconds grace) {
+    thread_ = std::thread([this, &server, grace] {
+      if (wait()) server.begin_shutdown(grace);
+      if (wait()) server.halt();
+    });
+  }
+
+ private:
+  bool wait() const {
+    int number = 0;
+    if (!done_) sigwait(&caught_, &number);
+    return !done_;
+  }
+
+  sigset_t caught_;
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+void serve(options& opt, std::size_t cores) {
+  application app(opt.handler, opt.kind, opt.body_bytes, cores);
+  opt.server.on_exception = print_exception;
+  if (app.all_slow()) opt.server.slot_bytes = slow_slot_bytes;
+  opt.server.handle_signals = false;
+  percore::server server(opt.server);
+  for (const percore::address& where : opt.addresses) {
+    server.listen(where, percore_http::http_handler(app), opt.listener);
+  }
+  signal_thread signals;
+  server.start();
+  signals.watch(server, opt.server.shutdown_grace);
+  print_listeners(server, opt.addresses.size());
+  server.serve();
+  print_cores(server, app);
+  if (opt.print_stats) print_stats(server.stats().total);
+}
+
+int run(options& opt) {
+  switch (opt.what) {
+    case options::action::print_help:
+      std::fputs(percore_http::usage_text, stdout);
+      return 0;
+    case options::action::print_version:
+      std::printf("percore-http %s\n", percore::version());
+      return 0;
+    case options::action::print_plan:
+    case options::action::serve:
+      break;
+  }
+  const percore::cpu_topology topology =
+      opt.topology.empty() ? percore::discover_topology() : percore::synthetic_topology(opt.topology);
+  const percore::placement_plan plan = percore::plan_placement(topology, opt.server.placement);
+  if (opt.what == options::action::print_plan) {
+    std::fputs(percore::format_plan(topology, plan).c_str(), stdout);
+  } else {
+    serve(opt, plan.cores.size());
+  }
+  return 0;
+}
+
+int bad_usage(const char* why) {
+  std::fprintf(stderr, "percore-http: %s (see --help)\n", why);
+  return status_bad_usage;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    options opt = percore_http::parse_options(argc, argv);
+    return run(opt);
+  } catch (const percore_http::usage_error& e) {
+    return bad_usage(e.what());
+  } catch (const std::invalid_argument& e) {  // the library refuses an address, an option or a placement
+    return bad_usage(e.what());
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "percore-http: %s\n", e.what());
+    return status_failed;
+  }
+}
