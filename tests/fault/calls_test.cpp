@@ -1,6 +1,7 @@
 // How many system calls the engine makes in its steady state, counted at the seam.
 #include <doctest/doctest.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -97,7 +98,9 @@ TEST_CASE_FIXTURE(clean_process, "calls: requests that arrive together are read 
 
 // With the request in the accept queue: accept4, recv, send, close.
 TEST_CASE_FIXTURE(clean_process, "calls: a short connection whose request is there is four calls") {
-  task<> (*answer)(connection&) = nullptr;
+  // No plain function pointer: GCC 12 calls a captureless lambda's code through one with a null `this`, which a
+  // coroutine's promise then binds a reference to (UBSan says so).
+  std::function<task<>(connection&)> answer;
   SUBCASE("with write and return") {
     answer = [](connection& conn) -> task<> {
       const bytes_view data = co_await conn.read();
