@@ -53,7 +53,7 @@ struct server_options {
   // for the process's one table lock in accept and close, and RLIMIT_NOFILE counts for each core. The price: in
   // handlers only descriptors that were open at start() or that handlers of the same core have opened are valid;
   // one that another thread opens later is not, though its number may be. What was open at start() stays open in
-  // the cores until the server ends.
+  // the cores until the server ends. ThreadSanitizer knows one table only and reports false races with this on.
   bool private_descriptors = false;
   // Stack of each core's thread; plain pages, touched only as needed.
   std::size_t core_stack_bytes = 1024 * 1024;

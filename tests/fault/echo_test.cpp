@@ -29,7 +29,7 @@ TEST_CASE_FIXTURE(clean_process, "echo: 100000 exchanges with every fault at one
   std::size_t exchanges = scaled(100'000);
   SUBCASE("with the descriptors of the process") {}
   SUBCASE("with descriptors of each core's own") {
-    options.private_descriptors = true;
+    options.private_descriptors = !test::under_tsan;
     exchanges = scaled(20'000);
   }
   exchange_server server(options);

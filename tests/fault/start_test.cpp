@@ -133,9 +133,10 @@ TEST_CASE("start: fails cleanly at any call that the kernel refuses") {
   }
   std::uint32_t occurrences = 0;
   for (const bool private_descriptors : {false, true}) {
+    if (private_descriptors && test::under_tsan) continue;
     for (std::uint32_t i = 0; check_step(failed, i, path, private_descriptors); ++i) ++occurrences;
   }
-  CHECK(occurrences > 0);
+  if (failed.which != call::unshare || !test::under_tsan) CHECK(occurrences > 0);
 }
 
 TEST_CASE_FIXTURE(clean_process, "start: says so when there is no room for a stack") {

@@ -47,6 +47,47 @@ TEST_CASE_FIXTURE(clean_process, "reading: read hands over what came and then th
   CHECK(peer.wait_for_end() == ending::fin);
 }
 
+TEST_CASE_FIXTURE(clean_process, "reading: read_more waits for more than was put back") {
+  channel<reading> seen;
+  server_options options = one_core();
+  options.read_buffer_bytes = 1024;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        auto data = co_await conn.read();
+        while (data) {
+          seen.put({std::string(data.text()), conn.error()});
+          conn.unread(data);
+          data = co_await conn.read_more();
+        }
+        seen.put({"", conn.error()});
+        data = co_await conn.read();  // what was put back is still there
+        seen.put({std::string(data.text()), {}});
+      },
+      options);
+  SUBCASE("until the end of the stream") {
+    client peer = server.connect();
+    peer.send_all("one");
+    CHECK(seen.take().text == "one");
+    peer.send_all("two");
+    CHECK(seen.take().text == "onetwo");
+    peer.half_close();
+    CHECK(seen.take().error == errc::end_of_stream);
+    CHECK(seen.take().text == "onetwo");
+    CHECK(peer.wait_for_end() == ending::fin);
+  }
+  SUBCASE("until the buffer is full") {
+    const std::string text = numbered_text(1024);
+    client peer = server.connect();
+    peer.send_all(text);
+    reading last;
+    do {
+      last = seen.take();
+    } while (!last.error);
+    CHECK(last.error == errc::limit_exceeded);
+    CHECK(seen.take().text == text);
+  }
+}
+
 TEST_CASE_FIXTURE(clean_process, "reading: a view is valid until the next read while other connections read") {
   std::atomic<bool> others_done = false;
   channel<std::string> kept;

@@ -27,6 +27,20 @@ inline constexpr bool sanitized = true;
 inline constexpr bool sanitized = false;
 #endif
 
+// ThreadSanitizer knows one descriptor table per process: equal numbers in the tables of two threads are one file to it,
+// and it reports races that are none. Tests with server_options::private_descriptors leave that out under it.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool under_tsan = true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+inline constexpr bool under_tsan = true;
+#else
+inline constexpr bool under_tsan = false;
+#endif
+#else
+inline constexpr bool under_tsan = false;
+#endif
+
 // How long any single wait of a test may take. Nothing that works comes near it, also on a busy machine.
 inline constexpr std::chrono::seconds patience{30};
 
