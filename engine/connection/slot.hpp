@@ -87,13 +87,17 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool fin_pending = false;        // the last segment waits in the socket for its FIN (MSG_MORE)
   bool fin_after_tail = false;
   bool write_ok = false;
-  std::coroutine_handle<> reader;
-  read_buffer* buffer = nullptr;
+  bool writing = false;            // a write that the socket has not taken at once: pieces and what follows hold
+  bool write_last = false;
+  bool closing = false;            // close() was called: ended, but the tail is still sent
+  bool resetting = false;          // close with a RST
+  std::uint32_t view_size = 0;     // the last view: [begin - view_size, begin)
   std::uint32_t begin = 0;         // unread bytes of the buffer: [begin, end)
   std::uint32_t end = 0;
+  read_buffer* buffer = nullptr;
+  std::coroutine_handle<> reader;
 
   // --- the second line: every resumption, every write ------------------------------------------------------
-  std::uint32_t view_size = 0;     // the last view: [begin - view_size, begin)
   std::uint32_t operations = 0;    // since the handler was resumed
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
@@ -115,10 +119,6 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   std::uint32_t searched = 0;  // until: bytes from `begin` that hold no beginning of the delimiter; more: those known
 
   // --- a write in progress, when the socket has not taken it at once ---------------------------------------
-  bool writing = false;  // there is one: pieces and what follows hold
-  bool write_last = false;
-  bool closing = false;    // close() was called: ended, but the tail is still sent
-  bool resetting = false;  // close with a RST
   const bytes_view* pieces = nullptr;  // the first one not wholly taken
   std::size_t piece_count = 0;
   std::size_t piece_offset = 0;        // bytes of it that are
@@ -144,14 +144,18 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   slot* next_free = nullptr;
   frame_arena arena;
 
-  // Starts loading what the next event of this connection will touch: the lines above and the handler's frame. They
-  // come out of the last-level cache while the kernel works for the connection before.
+  // Starts loading what an event of this connection will touch: the lines above and the handler's frame. They come out
+  // of the last-level cache, or from memory, all at once instead of one after the other, and for all but the first
+  // event of a batch while the kernel still works for the connection before.
   void prefetch() const noexcept {
     const auto* first = reinterpret_cast<const char*>(this);
     __builtin_prefetch(first);
     __builtin_prefetch(first + base::cache_line_bytes);
     __builtin_prefetch(first + sizeof(slot));
     __builtin_prefetch(first + sizeof(slot) + base::cache_line_bytes);
+    __builtin_prefetch(first + sizeof(slot) + 2 * base::cache_line_bytes);
+    __builtin_prefetch(first + sizeof(slot) + 3 * base::cache_line_bytes);
+    __builtin_prefetch(first + sizeof(slot) + 4 * base::cache_line_bytes);
   }
 
   void check_running() const noexcept {

@@ -73,6 +73,7 @@ bool core::drained() const noexcept {
 void core::turn() noexcept {
   const std::int64_t limit = sleep_limit();
   const auto events = resources_.poller.wait(limit);
+  if (!events.empty()) prefetch(events[0]);
   if (limit != 0) resources_.mailbox->awake();
   resources_.now_ns = sys::monotonic_ns();
   ++resources_.counters.wakeups;

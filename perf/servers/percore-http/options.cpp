@@ -56,6 +56,8 @@ const char* const usage_text =
     "  --topology NAME             with --plan: on another machine, such as c5.metal or an hwloc "
     "description\n"
     "\n"
+    "  --private-descriptors on|off  a descriptor table for each core (default on)\n"
+    "\n"
     "  --stats                     print the engine's counters at the end\n"
     "  --help, --version\n";
 
@@ -134,6 +136,8 @@ constexpr value_option value_options[] = {
      [](options& o, const std::string& n, const char* v) {
        o.listener.socket.defer_accept = seconds(parse_number(n, v, 0, 32'767));
      }},
+    {"private-descriptors", [](options& o, const std::string& n,
+                               const char* v) { o.server.private_descriptors = parse_choice(n, v, "on", "off"); }},
     {"fin-with-data", [](options& o, const std::string& n,
                          const char* v) { o.handler.fin_with_data = parse_choice(n, v, "on", "off"); }},
     {"steering", [](options& o, const std::string& n,

@@ -18,6 +18,13 @@ class usage_error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The handlers open nothing and use nothing that another thread opens.
+inline percore::server_options own_descriptors() {
+  percore::server_options result;
+  result.private_descriptors = true;
+  return result;
+}
+
 struct options {
   enum class action : unsigned char { serve, print_plan, print_help, print_version };
 
@@ -26,7 +33,7 @@ struct options {
   body_kind kind = body_kind::plain;
   std::size_t body_bytes = 1024;
   handler_options handler;
-  percore::server_options server;
+  percore::server_options server = own_descriptors();
   percore::listen_options listener;
   std::string topology;  // with print_plan: of a machine that is not there; empty: of this one
   bool print_stats = false;
