@@ -158,6 +158,14 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     __builtin_prefetch(first + sizeof(slot) + 4 * base::cache_line_bytes);
   }
 
+  // The same for a slot in which a connection will be opened: all of it is written. accept4 takes long enough.
+  void prefetch_for_open() const noexcept {
+    const auto* first = reinterpret_cast<const char*>(this);
+    for (std::size_t i = 0; i < sizeof(slot) + 4 * base::cache_line_bytes; i += base::cache_line_bytes) {
+      __builtin_prefetch(first + i, 1);
+    }
+  }
+
   void check_running() const noexcept {
     PERCORE_ASSERT(core->running == this, "an operation of a connection is awaited by another's handler");
   }

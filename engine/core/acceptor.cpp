@@ -160,6 +160,7 @@ acceptor::outcome acceptor::accept_into(slot& target) noexcept {
     sockaddr_in6 ip;  // the longest that a slot keeps
   } from;
   socklen_t length = sizeof from;
+  target.prefetch_for_open();
   const int fd = sys::accept4(settings_.group->fd(core_.index), &from.any, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
   if (fd < 0) return classify(fd);
   settings_.limits->use_ticket();
