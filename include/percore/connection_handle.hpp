@@ -40,7 +40,8 @@ class connection_handle {
   connection_handle() noexcept = default;
 
   // Runs `f` on the connection's core, between two steps of its handler. f takes `connection*`, null when the
-  // connection is gone by then, or `connection&`, which is then not called. f must not throw.
+  // connection is gone by then, or `connection&`, which is then not called. What f throws is counted and reported
+  // to server_options::on_exception.
   template <class F>
   post_result post(F&& f) const {
     if (!link_) return post_result::stopped;

@@ -109,7 +109,8 @@ class server {
   // ended; on a core's thread it only begins. Any thread.
   void halt();
 
-  // Runs `f()` on a core's thread, between two steps of its connections. f must not throw. Any thread;
+  // Runs `f()` on a core's thread, between two steps of its connections. What f throws is counted and reported as if it
+  // had left a handler (server_options::on_exception). Any thread;
   // std::out_of_range for a core that does not exist. `stopped` before start() and after the end.
   template <std::invocable F>
   post_result post(std::size_t core, F&& f) {

@@ -80,10 +80,12 @@ int main(int argc, char** argv) {
     return asked ? 0 : 2;
   }
   try {
-    percore::server server;
+    percore::server_options settings;
+    settings.on_started = [](percore::server& started) {
+      std::cout << "listening on " << started.local_address().to_string() << std::endl;
+    };
+    percore::server server(settings);
     server.listen(where, chat);
-    server.start();
-    std::cout << "listening on " << server.local_address().to_string() << std::endl;
     server.serve();
   } catch (const std::invalid_argument& mistake) {
     std::cerr << "chat: " << mistake.what() << '\n';

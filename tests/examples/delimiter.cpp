@@ -67,7 +67,11 @@ int main(int argc, char** argv) {
         throw std::invalid_argument("cannot use: " + std::string(argument) + '\n' + usage);
       }
     }
-    percore::server server;
+    percore::server_options settings;
+    settings.on_started = [](percore::server& started) {
+      std::cout << "listening on " << started.local_address().to_string() << std::endl;
+    };
+    percore::server server(settings);
     server.listen(
         where,
         [limit](percore::connection& conn) -> percore::task<> {
@@ -79,8 +83,6 @@ int main(int argc, char** argv) {
           if (!last.empty()) co_await conn.write(last);
         },
         options);
-    server.start();
-    std::cout << "listening on " << server.local_address().to_string() << std::endl;
     server.serve();
   } catch (const std::invalid_argument& mistake) {
     std::cerr << "delimiter: " << mistake.what() << '\n';

@@ -23,10 +23,12 @@ int main(int argc, char** argv) {
     return asked ? 0 : 2;
   }
   try {
-    percore::server server;
+    percore::server_options settings;
+    settings.on_started = [](percore::server& started) {
+      std::cout << "listening on " << started.local_address().to_string() << std::endl;
+    };
+    percore::server server(settings);
     server.listen(where, echo);
-    server.start();
-    std::cout << "listening on " << server.local_address().to_string() << std::endl;
     server.serve();  // until a signal; connections that are busy then finish what they do
   } catch (const std::invalid_argument& mistake) {
     std::cerr << "echo: " << mistake.what() << '\n';

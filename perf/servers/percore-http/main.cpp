@@ -2,15 +2,10 @@
 
 #include <percore/percore.hpp>
 
-#include <signal.h>
-
-#include <atomic>
-#include <chrono>
 #include <cinttypes>
 #include <cstdio>
 #include <exception>
 #include <string>
-#include <thread>
 
 #include "perf/servers/percore-http/handler.hpp"
 #include "perf/servers/percore-http/options.hpp"
@@ -80,59 +75,18 @@ void print_exception(std::exception_ptr exception) {
   }
 }
 
-// SIGINT and SIGTERM drain the server, a second one halts it. server::serve() can do that, but only from its
-// call on: a signal that comes at once when the listeners are announced would end the process. These two are
-// blocked before any thread starts, so that one that comes early waits here.
-class signal_thread {
- public:
-  signal_thread() {
-    sigemptyset(&caught_);
-    sigaddset(&caught_, SIGINT);
-    sigaddset(&caught_, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &caught_, nullptr);  // all threads inherit it
-  }
-  signal_thread(const signal_thread&) = delete;
-  signal_thread& operator=(const signal_thread&) = delete;
-  ~signal_thread() {
-    if (!thread_.joinable()) return;
-    done_ = true;
-    pthread_kill(thread_.native_handle(), SIGTERM);  // it may have ended, but is not joined yet
-    thread_.join();
-  }
-
-  // `server` has started and ends while this lives.
-  void watch(percore::server& server, std::chrono::milliseconds grace) {
-    thread_ = std::thread([this, &server, grace] {
-      if (wait()) server.begin_shutdown(grace);
-      if (wait()) server.halt();
-    });
-  }
-
- private:
-  bool wait() const {
-    int number = 0;
-    if (!done_) sigwait(&caught_, &number);
-    return !done_;
-  }
-
-  sigset_t caught_;
-  std::atomic<bool> done_{false};
-  std::thread thread_;
-};
-
 void serve(options& opt, std::size_t cores) {
   application app(opt.handler, opt.kind, opt.body_bytes, cores);
   opt.server.on_exception = print_exception;
   if (app.all_slow()) opt.server.slot_bytes = slow_slot_bytes;
-  opt.server.handle_signals = false;
+  // Announced only once serve() catches signals: whoever reads it may send one at once.
+  opt.server.on_started = [count = opt.addresses.size()](percore::server& started) {
+    print_listeners(started, count);
+  };
   percore::server server(opt.server);
   for (const percore::address& where : opt.addresses) {
     server.listen(where, percore_http::http_handler(app), opt.listener);
   }
-  signal_thread signals;
-  server.start();
-  signals.watch(server, opt.server.shutdown_grace);
-  print_listeners(server, opt.addresses.size());
   server.serve();
   print_cores(server, app);
   if (opt.print_stats) print_stats(server.stats().total);
