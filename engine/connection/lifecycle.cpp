@@ -228,12 +228,17 @@ void slot::begin_close() noexcept {
     arm_for_write();
   }
   if (reader || writer) wake_soon();
+  if (sleeper != nullptr) interrupt_sleep();
 }
 
 void slot::halt() noexcept {
   if (phase == slot_phase::free) return;
   if (root) {
+    // Destructors of the frame's locals may still call the connection: nothing may point to an awaiter then.
     ended = true;
+    closing = false;
+    reader = writer = {};
+    sleeper = nullptr;
     ++core->counters.halted;
     std::exchange(root, {}).destroy();
   }

@@ -103,9 +103,11 @@ bool slot::settle_read() noexcept {
       if (advance_read()) return false;
       if (starved) return settle_read();
     }
-    read_failed(static_cast<int>(errc::shutting_down));
-    reading = read_kind::none;
-    return false;
+    if (waits_for_new_message()) {
+      read_failed(static_cast<int>(errc::shutting_down));
+      reading = read_kind::none;
+      return false;
+    }
   }
   release_idle_buffer();
   if (!ensure_registered()) {

@@ -116,7 +116,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   const char* delimiter = nullptr;
   std::uint32_t delimiter_size = 0;
   std::uint32_t limit = 0;
-  std::uint32_t searched = 0;  // until: bytes from `begin` that hold no beginning of the delimiter; more: those known
+  // until: bytes from `begin` that hold no beginning of the delimiter; more: those that the caller knows.
+  std::uint32_t searched = 0;
 
   // --- a write in progress, when the socket has not taken it at once ---------------------------------------
   const bytes_view* pieces = nullptr;  // the first one not wholly taken
@@ -174,7 +175,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
   // lifecycle.cpp ------------------------------------------------------------------------------------------
   // Takes over an accepted descriptor; `try_first_read`: the first bytes are probably there already.
-  void open(int accepted_fd, const percore::peer_address& from, const listener_config& config, bool try_first_read) noexcept;
+  void open(int accepted_fd, const percore::peer_address& from, const listener_config& config,
+            bool try_first_read) noexcept;
   // Runs the handler until its first wait.
   void start_handler() noexcept;
   void resume(std::coroutine_handle<> handle) noexcept;
@@ -262,11 +264,15 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void advance_output() noexcept;
   bool flush_tail() noexcept;
   void send_pieces() noexcept;
+  void skip_sent_pieces() noexcept;
   void keep_rest() noexcept;
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
   ssize_t sent(ssize_t result) noexcept;
   void finish_write(bool ok) noexcept;
   void tail_is_empty() noexcept;
 };
+
+// What server_options::slot_bytes says of it.
+static_assert(sizeof(slot) == 448);
 
 }  // namespace percore::engine

@@ -96,6 +96,7 @@ void slot::keep_rest() noexcept {
   if (write_remaining > 0) {
     const std::size_t kept = tail == nullptr ? 0 : tail->size();
     if (kept + write_remaining > listener->unsent_tail_bytes) return;
+    skip_sent_pieces();
     for (; write_remaining > 0; ++pieces, piece_offset = 0) {
       const std::size_t size = pieces->size() - piece_offset;
       if (size != 0 && !append_to_tail(pieces->data() + piece_offset, size)) {
@@ -121,6 +122,7 @@ void slot::send_pieces() noexcept {
   constexpr std::size_t most_pieces = 64;  // per system call; IOV_MAX is 1024
   const int flags = MSG_NOSIGNAL | (write_last ? MSG_MORE : 0);
   while (write_remaining > 0 && writable && !ended) {
+    skip_sent_pieces();
     ssize_t result = 0;
     if (piece_count == 1) {
       result = sent(sys::send(fd, pieces->data() + piece_offset, write_remaining, flags));
@@ -143,11 +145,15 @@ void slot::send_pieces() noexcept {
     if (result <= 0) continue;
     write_remaining -= static_cast<std::size_t>(result);
     piece_offset += static_cast<std::size_t>(result);
-    while (piece_count > 0 && piece_offset >= pieces->size()) {
-      piece_offset -= pieces->size();
-      ++pieces;
-      --piece_count;
-    }
+  }
+}
+
+// Goes past the pieces that are sent, and past empty ones.
+void slot::skip_sent_pieces() noexcept {
+  while (piece_count > 0 && piece_offset >= pieces->size()) {
+    piece_offset -= pieces->size();
+    ++pieces;
+    --piece_count;
   }
 }
 

@@ -17,8 +17,8 @@ constexpr unsigned accepts_to_probe = 64;
 constexpr unsigned small_batch = 8;
 constexpr unsigned turns_to_grow_small = 4;
 
-// Bound for one drain: twice the longest accept queue that net.core.somaxconn allows by default.
-constexpr unsigned most_drained_at_once = 8192;
+// Connections taken from a queue that is drained, before others get their turn.
+constexpr unsigned most_drained_at_once = 1024;
 
 }  // namespace
 
@@ -36,8 +36,10 @@ int acceptor::arm() noexcept {
 }
 
 void acceptor::disarm(state why) noexcept {
-  if (state_ == state::armed) (void)core_.poller.remove(settings_.group->fd(core_.index));
+  const bool was_armed = state_ == state::armed;
+  if (was_armed) (void)core_.poller.remove(settings_.group->fd(core_.index));
   state_ = why;
+  if (was_armed && why != state::closed && settings_.group->shared()) settings_.limits->on_shared_pause();
 }
 
 void acceptor::on_event() noexcept {
@@ -115,10 +117,11 @@ void acceptor::drain() noexcept {
   for (unsigned tried = 0; tried < most_drained_at_once; ++tried) {
     const outcome last = accept_one();
     if (last == outcome::accepted || last == outcome::aborted) continue;
-    if (!settle(last)) return;
-    break;
+    if (settle(last)) close();
+    return;
   }
-  close();
+  retry_.unlink();
+  core_.timers.insert(retry_, 0);  // there may be more: on at the next tick
 }
 
 void acceptor::close() noexcept {
@@ -218,7 +221,7 @@ acceptor::outcome acceptor::classify(int error) noexcept {
     case ENOTSOCK:
       // The socket no longer listens: somebody who shares an adopted one has shut it down. Not a reason to spin.
       ++core_.counters.accept_aborted;
-      return outcome::no_resources;
+      return draining_ ? outcome::empty : outcome::no_resources;
     default:
       // ECONNABORTED, EPERM of a firewall, and the network errors that accept(2) passes on from the new connection:
       // that one is gone, the next may be well.

@@ -34,6 +34,11 @@ class acceptor {
   void on_event() noexcept;
   // A connection of this core, or of another while this one pauses, has ended.
   void on_room() noexcept;
+  // Another core has stopped accepting from its shared socket, perhaps with the wake-up for a connection in hand: an
+  // exclusive one (EPOLLEXCLUSIVE) that no other core has had.
+  void on_shared_pause() noexcept {
+    if (settings_.group->shared()) on_event();
+  }
   // A shutdown: takes what the accept queue holds and then closes. When a limit or a lack of descriptors stands in
   // the way, it goes on as soon as that is over.
   void drain() noexcept;

@@ -155,6 +155,9 @@ void core::obey(loop::mailbox::signals signals) noexcept {
   if (signals & signal_room) {
     for (auto& listener : acceptors_) listener->on_room();
   }
+  if (signals & signal_shared_pause) {
+    for (auto& listener : acceptors_) listener->on_shared_pause();
+  }
 }
 
 void core::begin_shutdown() noexcept {

@@ -16,7 +16,7 @@ namespace percore::engine {
 class core {
  public:
   // Bits for mailbox::signal.
-  enum : std::uint32_t { signal_shutdown = 1, signal_halt = 2, signal_room = 4 };
+  enum : std::uint32_t { signal_shutdown = 1, signal_halt = 2, signal_room = 4, signal_shared_pause = 8 };
 
   struct settings {
     unsigned index = 0;

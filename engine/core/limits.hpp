@@ -21,6 +21,8 @@ class shared_limits {
   // Called by the core that accepts connection number max_accepted, and by one that makes room while others pause.
   std::function<void()> on_last_accepted;
   std::function<void()> on_room;
+  // Called by a core that stops accepting from a socket which all cores share.
+  std::function<void()> on_shared_pause;
 
   // A place among the open connections; false when there is none.
   bool reserve_open() noexcept {

@@ -21,7 +21,9 @@ class timer_wheel {
   static constexpr std::uint64_t never = std::numeric_limits<std::uint64_t>::max();
 
   // The tick that has begun at `ns`, and the first one that begins at or after it.
-  static constexpr std::uint64_t tick_of(std::int64_t ns) noexcept { return static_cast<std::uint64_t>(ns) >> tick_shift; }
+  static constexpr std::uint64_t tick_of(std::int64_t ns) noexcept {
+    return static_cast<std::uint64_t>(ns) >> tick_shift;
+  }
   static constexpr std::uint64_t tick_from(std::int64_t ns) noexcept {
     return static_cast<std::uint64_t>(ns + tick_ns - 1) >> tick_shift;
   }

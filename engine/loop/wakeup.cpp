@@ -38,7 +38,7 @@ void write_one(int fd) noexcept {
 
 wakeup::wakeup() : fd_(sys::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (fd_ < 0) throw std::system_error(-fd_, std::system_category(), "percore: cannot create an eventfd");
-  serial_ = last_serial.fetch_add(1, std::memory_order_relaxed) + 1;
+  serial_ = last_serial.fetch_add(1, std::memory_order_acq_rel) + 1;
 }
 
 wakeup::~wakeup() {
@@ -68,7 +68,13 @@ void wakeup::drain() const noexcept {
   }
 }
 
-void wakeup::descriptors_unshared() noexcept { known_serial = last_serial.load(std::memory_order_relaxed); }
+int wakeup::unshare_descriptors() noexcept {
+  // Read before: one that is made meanwhile may be in the copy or not, and counts as not.
+  const std::uint64_t known = last_serial.load(std::memory_order_acquire);
+  const int result = sys::unshare_descriptors();
+  if (result == 0) known_serial = known;
+  return result;
+}
 
 bool wakeup::thread_has_own_descriptors() noexcept { return known_serial != shared_table; }
 

@@ -22,8 +22,8 @@ class wakeup {
   void wake() const noexcept;  // any thread, also from a signal handler
   void drain() const noexcept;
 
-  // The calling thread now has a descriptor table of its own, with a copy of every wake-up made so far.
-  static void descriptors_unshared() noexcept;
+  // Gives the calling thread a descriptor table of its own, with a copy of every wake-up made so far. 0, or -errno.
+  static int unshare_descriptors() noexcept;
   [[nodiscard]] static bool thread_has_own_descriptors() noexcept;
   // Closes what died on threads with tables of their own. On a thread of the process's table.
   static void close_orphans() noexcept;

@@ -1,14 +1,11 @@
 #include "engine/server/server_state.hpp"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
 
-#include "engine/base/cache_line.hpp"
 #include "engine/server/signals.hpp"
 
 namespace percore::engine {
@@ -53,7 +50,7 @@ server_options checked(server_options options) {
 std::size_t slots_per_core(const server_options& options) {
   if (options.max_connections_per_core != 0) return options.max_connections_per_core;
   rlimit files{};
-  if (::getrlimit(RLIMIT_NOFILE, &files) != 0) return most_connections_per_core;
+  if (sys::getrlimit(RLIMIT_NOFILE, &files) != 0) return most_connections_per_core;
   return std::clamp<std::size_t>(files.rlim_cur, 64, most_connections_per_core);
 }
 
@@ -66,6 +63,7 @@ server_state::server_state(server& face, server_options options)
       ended_(std::make_shared<loop::wakeup>()) {
   limits_.on_last_accepted = [this] { begin_shutdown(options_.shutdown_grace); };
   limits_.on_room = [this] { signal_all(core::signal_room); };
+  limits_.on_shared_pause = [this] { signal_all(core::signal_shared_pause); };
 }
 
 server_state::~server_state() {
@@ -126,6 +124,7 @@ void server_state::start() {
     {
       std::unique_lock lock(mutex_);
       gate_ = gate::open;
+      gate_was_opened_ = true;
       changed_.notify_all();
       changed_.wait(lock, [this] { return listening_ == cores_.size() || failure_; });
       if (failure_) std::rethrow_exception(failure_);
@@ -134,7 +133,14 @@ void server_state::start() {
     abort_start();
     throw;
   }
-  if (options_.on_started) options_.on_started(face_);
+  if (!options_.on_started) return;
+  try {
+    options_.on_started(face_);
+  } catch (...) {
+    begin_halt();
+    wait();
+    throw;
+  }
 }
 
 void server_state::plan_cores() {
@@ -206,6 +212,7 @@ void server_state::abort_start() noexcept {
   close_adopted();
   std::lock_guard lock(mutex_);
   gate_ = gate::closed;
+  gate_was_opened_ = false;
   prepared_ = listening_ = 0;
   failure_ = nullptr;
 }
@@ -220,10 +227,9 @@ void server_state::close_adopted() noexcept {
 
 void server_state::prepare_core(std::size_t index) {
   if (options_.private_descriptors) {
-    if (const int result = sys::unshare_descriptors(); result < 0) {
+    if (const int result = loop::wakeup::unshare_descriptors(); result < 0) {
       throw std::system_error(-result, std::system_category(), "percore: private_descriptors: unshare");
     }
-    loop::wakeup::descriptors_unshared();
     for (auto& l : listeners_) l->group->close_others_here(index);
   }
   core::settings settings;
@@ -277,16 +283,30 @@ void server_state::run_core(std::size_t index) noexcept {
         go = gate_ != gate::aborted;
       }
       if (go) self.run();
-      self.close_listeners();
     }
-    // Listeners that were never taken up are closed where they were opened, by abort_start.
-    self.close_poller();
+    end_core(index);
   } catch (...) {
+    end_core(index);
     std::lock_guard lock(mutex_);
     if (!failure_) failure_ = std::current_exception();
     changed_.notify_all();
   }
   core_ended();
+}
+
+// On the core's thread, whose descriptors may be its own. Listeners that were never taken up are closed where they were
+// opened, by abort_start, unless the process's table no longer has them.
+void server_state::end_core(std::size_t index) noexcept {
+  core* self = nullptr;
+  bool listeners_are_here = false;
+  {
+    std::lock_guard lock(mutex_);
+    self = cores_[index].get();
+    listeners_are_here = gate_was_opened_;
+  }
+  if (self == nullptr) return;
+  if (listeners_are_here) self->close_listeners();
+  self->close_poller();
 }
 
 void server_state::core_ended() noexcept {

@@ -61,6 +61,7 @@ class server_state {
   void wait_until_prepared();
   void abort_start() noexcept;
   void signal_all(loop::mailbox::signals bits) noexcept;
+  void end_core(std::size_t index) noexcept;
   void core_ended() noexcept;
   void close_adopted() noexcept;
 
@@ -80,6 +81,7 @@ class server_state {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   gate gate_ = gate::closed;
+  bool gate_was_opened_ = false;  // from then on the listeners belong to the cores' threads
   std::size_t prepared_ = 0;
   std::size_t listening_ = 0;
   std::size_t running_ = 0;

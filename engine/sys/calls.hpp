@@ -15,6 +15,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -152,10 +153,6 @@ inline int getsockname(int fd, sockaddr* address, socklen_t* length) noexcept {
   return or_errno(::getsockname(fd, address, length));
 }
 
-inline int getpeername(int fd, sockaddr* address, socklen_t* length) noexcept {
-  return or_errno(::getpeername(fd, address, length));
-}
-
 // Gives the calling thread a copy of the process's descriptor table for its own (unshare(2), CLONE_FILES).
 inline int unshare_descriptors() noexcept {
   PERCORE_FAULT_POINT(unshare, -1);
@@ -261,6 +258,10 @@ inline ssize_t write(int fd, const void* buffer, std::size_t length) noexcept {
 inline int poll_readable(int fd) noexcept {
   pollfd entry{fd, POLLIN, 0};
   return or_errno(::poll(&entry, 1, -1));
+}
+
+inline int getrlimit(int resource, rlimit* limit) noexcept {
+  return or_errno(::getrlimit(static_cast<__rlimit_resource>(resource), limit));
 }
 
 inline int sigaction(int signal, const struct sigaction* action, struct sigaction* previous) noexcept {

@@ -24,14 +24,13 @@ class peer_address;
 //   127.0.0.1:5000         IPv4
 //   [::1]:5000             IPv6
 //   [fe80::1%eth0]:80      IPv6 with a zone: an interface name or index (RFC 4007); written as the index
-//   :5000  *:5000          every IPv4 interface, the same as 0.0.0.0:5000. Every IPv6 interface is [::]:5000,
-//   which
-//                          takes IPv4 too if socket_options::v6_only is off.
+//   :5000  *:5000          every IPv4 interface, the same as 0.0.0.0:5000. Every IPv6 interface is
+//                          [::]:5000, which takes IPv4 too if socket_options::v6_only is off.
 //   localhost:5000         127.0.0.1. No other name is resolved.
 //   unix:/run/app.sock     a socket file, at most 107 bytes, absolute or relative
 //   unix:@name             the abstract namespace of Linux (unix(7)), at most 107 bytes
-//   unix:@                 listening on it lets the kernel pick an abstract name; as a peer: an unnamed
-//   socket
+//   unix:@                 listening on it lets the kernel pick an abstract name; as a peer: an
+//                          unnamed socket
 // Port 0 lets the kernel pick a port.
 class address {
  public:

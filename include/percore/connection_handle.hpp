@@ -59,7 +59,7 @@ class connection_handle {
 
   // Appends `data` to what the connection sends, whole or not at all, as connection::try_write does. `done`, if
   // given, is called on the connection's core with the outcome: no error, errc::closed when the connection is gone,
-  // or errc::limit_exceeded when its unsent tail has no room.
+  // errc::limit_exceeded when its unsent tail has no room, or why it has ended.
   post_result write(std::string data) const {
     return post([data = std::move(data)](connection* target) { (void)detail::write_posted(target, data); });
   }

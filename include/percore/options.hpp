@@ -25,14 +25,14 @@ enum class limit_policy {
 struct server_options {
   placement_options placement;
 
-  // Open connections per core; 0: what RLIMIT_NOFILE allows, at most 262,144. The slots for all of them are reserved
-  // as address space at start and take memory only once used.
+  // Open connections per core, at most 4,194,304; 0: what RLIMIT_NOFILE allows, at most 262,144. The slots for all
+  // of them are reserved as address space at start and take memory only once used.
   std::size_t max_connections_per_core = 0;
   // Open connections of the whole server; 0: no limit beyond the cores' own. While set, each accept and each close
   // costs one write to a counter that all cores share.
   std::size_t max_connections = 0;
   limit_policy at_limit = limit_policy::pause;
-  // After this many accepted connections, exactly, over all cores, the server shuts down without a grace limit; 0:
+  // After this many accepted connections, exactly, over all cores, the server shuts down with shutdown_grace; 0:
   // never. While set, each accept costs one write to a counter that all cores share. Clients beyond it are not
   // accepted: the kernel resets them when the listeners close.
   std::uint64_t max_accepted = 0;
@@ -40,20 +40,22 @@ struct server_options {
   // One connection's slot: its state (448 bytes) and its handler's coroutine frame, nested frames and context.
   // What does not fit goes to the heap and is counted. 512 to 65,536, a multiple of 64.
   std::size_t slot_bytes = 960;
-  // Size of the buffers that reads lend, 1024 to 16 MiB, and how many may be lent by one core at a time. A read that
-  // finds none left waits until one is given back.
+  // Size of the buffers that reads lend, 1024 to 16 MiB, and how many may be lent by one core at a time, 1 to
+  // 1,048,576. A read that finds none left waits until one is given back.
   std::size_t read_buffer_bytes = 32 * 1024;
   std::size_t read_buffers_per_core = 2048;
-  // Messages that a core's mailbox holds, rounded up to a power of two; more are answered with queue_full.
+  // Messages that a core's mailbox holds, 1 to 16,777,216, rounded up to a power of two; more are answered with
+  // queue_full.
   std::size_t mailbox_messages = 4096;
-  // Consecutive operations of one connection that succeed without waiting, before others get their turn.
+  // Consecutive operations of one connection that succeed without waiting, before others get their turn; at least 1.
   unsigned operations_per_turn = 64;
   // Each core's thread has a descriptor table of its own (unshare(2), CLONE_FILES). The kernel then takes no
   // reference to a file for a system call on it (fdget, about 3 % of a keep-alive request), cores no longer contend
   // for the process's one table lock in accept and close, and RLIMIT_NOFILE counts for each core. The price: in
   // handlers only descriptors that were open at start() or that handlers of the same core have opened are valid;
   // one that another thread opens later is not, though its number may be. What was open at start() stays open in
-  // the cores until the server ends. ThreadSanitizer knows one table only and reports false races with this on.
+  // the cores until the server ends, also a socket that the program closes: its peer then sees no end. Threads that
+  // a handler starts share its core's table, and must neither make a server nor post to one. ThreadSanitizer knows one table only and reports false races with this on.
   bool private_descriptors = false;
   // Stack of each core's thread; plain pages, touched only as needed.
   std::size_t core_stack_bytes = 1024 * 1024;
@@ -66,6 +68,7 @@ struct server_options {
   std::chrono::milliseconds shutdown_grace{0};
 
   // Called at the end of start(), on its thread; when serve() has started the server, it catches signals by then.
+  // What it throws leaves start(), after the server has been halted.
   std::function<void(server&)> on_started;
   // Called on the core's thread when an exception leaves a handler (the connection is then closed) or a function
   // given to post(); must not throw. Default: nothing but the count in stats().handler_errors.
@@ -84,12 +87,12 @@ struct listen_options {
   std::chrono::milliseconds idle_timeout{0};      // no byte in either direction while an operation waits
   std::chrono::milliseconds lifetime_timeout{0};  // the whole connection
 
-  // How much of a write may be kept when the socket does not take it; over it the writer waits.
+  // How much of a write may be kept when the socket does not take it, at most 1 GiB; over it the writer waits.
   std::size_t unsent_tail_bytes = 64 * 1024;
   // After the handler has returned or close() was called: how long what is unsent may make no progress when there
   // is no write_timeout. Then the connection is reset.
   std::chrono::milliseconds close_timeout{30'000};
-  // Connections accepted per loop turn of one core, at most; the rest waits for the next turn.
+  // Connections accepted per loop turn of one core, at most (1 or more); the rest waits for the next turn.
   unsigned accepts_per_turn = 64;
 };
 

@@ -79,8 +79,8 @@ class server {
     return listen(where, [&object, member](connection& conn) { return (object.*member)(conn); },
                   std::move(options));
   }
-  // Adopts a descriptor that is bound and listens already (as systemd passes them). The server owns it from here on
-  // and closes it, also when start() fails. All cores accept from it.
+  // Adopts a descriptor that is bound and listens already (as systemd passes them). Once this returns the server owns
+  // it and closes it, also when start() fails. All cores accept from it.
   template <connection_handler F>
   std::size_t listen_fd(int fd, F&& handler, listen_options options = {}) {
     return add_listener_fd(fd, detail::handler(std::forward<F>(handler)), std::move(options));

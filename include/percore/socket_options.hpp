@@ -53,10 +53,8 @@ class socket_option_set {
 // How the kernel picks the core for a new connection among the sockets of a SO_REUSEPORT group.
 enum class steering : std::uint8_t {
   // incoming_cpu or cbpf, if the address is not a loopback one, every core is pinned to a CPU of its own, the
-  // network
-  // interfaces deliver to the CPUs of all cores, and a check on a loopback pair proves that the kernel obeys;
-  // else
-  // hash. The reason is reported.
+  // network interfaces deliver to the CPUs of all cores, and a check on a loopback pair proves that the kernel
+  // obeys; else hash.
   automatic,
   // By a hash of addresses and ports: even in the mean, whatever the network does.
   hash,

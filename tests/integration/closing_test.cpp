@@ -320,5 +320,39 @@ TEST_CASE_FIXTURE(clean_process, "closing: every action from inside the exceptio
   }
 }
 
+TEST_CASE_FIXTURE(clean_process, "closing: close() from elsewhere ends a sleep") {
+  channel<connection_handle> handles;
+  channel<std::error_code> ends;
+  test_server server([&](connection& conn) -> task<> {
+    handles.put(conn.handle());
+    const bool slept = co_await conn.sleep_for(std::chrono::hours(1));
+    CHECK_FALSE(slept);
+    ends.put(conn.error());
+  });
+  client peer = server.connect();
+  handles.take().post([](connection& conn) { conn.close(); });
+  CHECK(ends.take() == errc::closed);
+  CHECK(peer.wait_for_end() == ending::fin);
+}
+
+TEST_CASE_FIXTURE(clean_process, "closing: a halt after close() while a local of the handler resets too") {
+  struct resetter {
+    connection* conn;
+    ~resetter() { conn->reset(); }
+  };
+  channel<connection_handle> handles;
+  test_server server([&](connection& conn) -> task<> {
+    const resetter guard{&conn};
+    handles.put(conn.handle());
+    co_await conn.sleep_for(std::chrono::hours(1));
+  });
+  client peer = server.connect();
+  handles.take().post([&](connection& conn) {
+    conn.close();
+    conn.owner().halt();
+  });
+  server->wait();
+}
+
 }  // namespace
 }  // namespace percore::test

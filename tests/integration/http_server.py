@@ -72,7 +72,9 @@ class Server:
         return int(re.search(rf"^{name} (\d+)$", self.output, re.M).group(1))
 
     def descriptors(self):
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        # Of all threads: each core may have a table of its own.
+        threads = os.listdir(f"/proc/{self.process.pid}/task")
+        return sum(len(os.listdir(f"/proc/{self.process.pid}/task/{thread}/fd")) for thread in threads)
 
     def client(self, address=None, receive_buffer_bytes=None):
         return Client(address or self.addresses[0], receive_buffer_bytes)

@@ -321,5 +321,15 @@ TEST_CASE_FIXTURE(clean_process, "listeners: one socket for all cores") {
   for (int i = 0; i < 50; ++i) CHECK(exchange(server.connect(), "shared") == "shared");
 }
 
+TEST_CASE_FIXTURE(clean_process, "listeners: an adopted socket that no longer listens does not keep a shutdown") {
+  const int listening = listening_socket(address("127.0.0.1:0"));
+  server adopter(one_core());
+  adopter.listen_fd(listening, echo);
+  adopter.start();
+  REQUIRE(::shutdown(listening, SHUT_RD) == 0);  // as another process that shares it may do
+  adopter.shutdown();
+  CHECK(adopter.stats().total.active == 0);
+}
+
 }  // namespace
 }  // namespace percore::test

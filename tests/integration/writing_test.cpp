@@ -280,5 +280,17 @@ TEST_CASE_FIXTURE(clean_process, "writing: reading and writing at the same time"
   CHECK((answer == text));
 }
 
+TEST_CASE_FIXTURE(clean_process, "writing: any number of empty pieces stands in front of what is sent") {
+  test_server server([](connection& conn) -> task<> {
+    std::vector<bytes_view> pieces(200);
+    pieces[150] = "all";
+    pieces[199] = " of it";
+    const std::span<const bytes_view> view(pieces);
+    co_await conn.write(view);
+  });
+  client peer = server.connect();
+  CHECK(peer.recv_to_end() == "all of it");
+}
+
 }  // namespace
 }  // namespace percore::test
