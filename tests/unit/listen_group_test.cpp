@@ -24,6 +24,7 @@
 
 #ifdef PERCORE_FAULTS
 #include "engine/sys/faults.hpp"
+#include "tests/support/waiting.hpp"
 #endif
 
 using percore::address;
@@ -590,7 +591,7 @@ TEST_CASE("listen_group: what cannot be adopted stays the caller's") {
     CHECK(::fcntl(fd, F_GETFD) >= 0);
 }
 
-TEST_CASE("listen_group: cores with descriptor tables of their own") {
+TEST_CASE("listen_group: cores with descriptor tables of their own" * doctest::skip(percore::test::under_tsan)) {
   const no_leak check;
   const int two[] = {-1, -1};
   for (const char* where : {"127.0.0.1:0", "unix:@"}) {
