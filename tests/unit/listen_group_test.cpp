@@ -22,9 +22,10 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/waiting.hpp"
+
 #ifdef PERCORE_FAULTS
 #include "engine/sys/faults.hpp"
-#include "tests/support/waiting.hpp"
 #endif
 
 using percore::address;
