@@ -65,7 +65,7 @@ void connection::set_lifetime_timeout(std::chrono::milliseconds timeout) noexcep
 std::chrono::steady_clock::time_point connection::start_time() const noexcept {
   return to_time_point(slot::of(*this).start_ns);
 }
-std::chrono::steady_clock::time_point connection::now() const noexcept {
+[[gnu::hot]] std::chrono::steady_clock::time_point connection::now() const noexcept {
   return to_time_point(slot::of(*this).core->now_ns);
 }
 
@@ -82,7 +82,7 @@ address connection::local_address() const noexcept {
 server& connection::owner() const noexcept { return *slot::of(*this).core->owner; }
 unsigned connection::core_index() const noexcept { return slot::of(*this).core->index; }
 std::size_t connection::listener() const noexcept { return slot::of(*this).listener->index; }
-bool connection::server_stopping() const noexcept {
+[[gnu::hot]] bool connection::server_stopping() const noexcept {
   return slot::of(*this).core->stop_requested->load(std::memory_order_relaxed);
 }
 

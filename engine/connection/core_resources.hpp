@@ -34,28 +34,29 @@ struct core_resources {
   core_resources(const limits& limit, std::byte* slot_memory, std::byte* buffer_memory,
                  std::shared_ptr<loop::mailbox> box)
       : now_ns(sys::monotonic_ns()),
-        operations_per_turn(limit.operations_per_turn),
         slots(slot_memory, limit.slot_bytes, limit.slots),
+        operations_per_turn(limit.operations_per_turn),
         buffers(buffer_memory, limit.buffer_bytes, limit.buffers),
-        timers(loop::timer_wheel::tick_of(now_ns)),
-        mailbox(std::move(box)) {}
+        mailbox(std::move(box)),
+        timers(loop::timer_wheel::tick_of(now_ns)) {}
 
+  // What every turn and every request touch comes first and close together; the large members (the timers' lists, the
+  // poller's events) come last, so that all of it lies on few pages.
   std::int64_t now_ns;  // of this turn of the loop: the one clock read
+  slot* running = nullptr;  // whose handler was resumed last
+  slot_pool slots;
   unsigned operations_per_turn;
   unsigned index = 0;
   bool stopping = false;  // this core has begun its shutdown: no reader waits for a new message
   const std::atomic<bool>* stop_requested = nullptr;  // of the server
-  server* owner = nullptr;
-  slot* running = nullptr;  // whose handler was resumed last
-  std::function<void(std::exception_ptr)> on_exception;
-
-  slot_pool slots;
   read_buffer_pool buffers;
-  loop::poller poller;
-  loop::timer_wheel timers;
   base::intrusive_list<detail::ready_node> ready;  // runs in this turn's last step or in the next turn
   std::shared_ptr<loop::mailbox> mailbox;
   alignas(base::cache_line_bytes) core_counters counters;
+  server* owner = nullptr;
+  std::function<void(std::exception_ptr)> on_exception;
+  loop::timer_wheel timers;
+  loop::poller poller;
 
   void report(std::exception_ptr exception) noexcept {
     ++counters.handler_errors;

@@ -277,11 +277,11 @@ namespace percore {
 using engine::read_kind;
 using engine::slot;
 
-bool detail::read_awaiter::await_ready() const noexcept { return slot::of(*owner_).start_read(read_kind::some); }
-bool detail::read_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
+[[gnu::hot]] bool detail::read_awaiter::await_ready() const noexcept { return slot::of(*owner_).start_read(read_kind::some); }
+[[gnu::hot]] bool detail::read_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
   return slot::of(*owner_).suspend_read(waiter);
 }
-bytes_view detail::read_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
+[[gnu::hot]] bytes_view detail::read_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
 
 bool detail::read_more_awaiter::await_ready() const noexcept {
   slot& s = slot::of(*owner_);
@@ -339,7 +339,7 @@ bool detail::read_full_awaiter::await_resume() const noexcept {
   return s.target_done == s.target_size;
 }
 
-void connection::unread(std::size_t count) {
+[[gnu::hot]] void connection::unread(std::size_t count) {
   slot& s = slot::of(*this);
   if (count > s.view_size) {
     throw std::length_error("percore: unread() of more bytes than the last view holds, or after it has ended");
@@ -348,7 +348,7 @@ void connection::unread(std::size_t count) {
   s.begin -= static_cast<std::uint32_t>(count);
 }
 
-void connection::release_view() noexcept {
+[[gnu::hot]] void connection::release_view() noexcept {
   slot& s = slot::of(*this);
   s.view_size = 0;
   if (s.begin == s.end) s.drop_buffer();

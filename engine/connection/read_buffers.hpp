@@ -44,7 +44,7 @@ class read_buffer_pool {
   }
 
   // Also for a parked one. The first connection that waits for a buffer becomes ready.
-  void give_back(read_buffer* buffer, base::intrusive_list<detail::ready_node>& ready) noexcept;
+  [[gnu::hot]] void give_back(read_buffer* buffer, base::intrusive_list<detail::ready_node>& ready) noexcept;
 
   // Copies `size` bytes into a buffer of just that size. A connection in mid-message then waits with what it has
   // received instead of with a whole buffer, and the pool serves the others. nullptr when memory is out.

@@ -257,11 +257,11 @@ namespace percore {
 
 using engine::slot;
 
-bool detail::write_awaiter::await_ready() const noexcept { return slot::of(*owner_).start_write(&data_, 1, last_); }
+[[gnu::hot]] bool detail::write_awaiter::await_ready() const noexcept { return slot::of(*owner_).start_write(&data_, 1, last_); }
 bool detail::write_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
   return slot::of(*owner_).suspend_write(waiter);
 }
-bool detail::write_awaiter::await_resume() const noexcept { return slot::of(*owner_).write_ok; }
+[[gnu::hot]] bool detail::write_awaiter::await_resume() const noexcept { return slot::of(*owner_).write_ok; }
 
 bool detail::write_pieces_awaiter::await_ready() const noexcept {
   return slot::of(*owner_).start_write(pieces_.data(), pieces_.size(), last_);

@@ -44,7 +44,7 @@ class core {
 
   // The loop: returns when a shutdown is complete or a halt was signalled, with all connections ended and every
   // message that was posted run.
-  void run() noexcept;
+  [[gnu::hot]] void run() noexcept;
   // The last act on the core's thread: what only it may close.
   void close_poller() noexcept { resources_.poller.close(); }
 
@@ -55,13 +55,13 @@ class core {
   // Tokens of what is no connection have generation 0, which no connection has.
   static constexpr std::uint64_t wakeup_token = 0xffff'ffff;
 
-  void turn() noexcept;
-  std::int64_t sleep_limit() noexcept;
+  [[gnu::hot]] void turn() noexcept;
+  [[gnu::hot]] std::int64_t sleep_limit() noexcept;
   void prefetch(const epoll_event& event) const noexcept;
   void dispatch(const epoll_event& event) noexcept;
-  void run_messages(std::size_t most) noexcept;
-  void run_ready() noexcept;
-  void end_of_turn() noexcept;
+  [[gnu::hot]] void run_messages(std::size_t most) noexcept;
+  [[gnu::hot]] void run_ready() noexcept;
+  [[gnu::hot]] void end_of_turn() noexcept;
   void obey(loop::mailbox::signals signals) noexcept;
   void begin_shutdown() noexcept;
   void halt() noexcept;

@@ -41,7 +41,7 @@ class poller {
 
   // What is ready, at most `batch` events: waits up to `timeout_ns` (0: not at all, negative: without limit). Empty
   // after a time-out or an interruption.
-  std::span<const epoll_event> wait(std::int64_t timeout_ns) noexcept;
+  [[gnu::hot]] std::span<const epoll_event> wait(std::int64_t timeout_ns) noexcept;
 
  private:
   int epoll_fd_;

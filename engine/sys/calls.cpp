@@ -16,7 +16,16 @@ int descriptor_of_process(int fd) noexcept {
 
 int epoll_wait(int epoll_fd, epoll_event* events, int capacity, std::int64_t timeout_ns) noexcept {
   PERCORE_FAULT_POINT(epoll_wait, epoll_fd);
-  if (timeout_ns <= 0) return or_errno(::epoll_wait(epoll_fd, events, capacity, timeout_ns == 0 ? 0 : -1));
+  if (timeout_ns <= 0) {
+    const int timeout_ms = timeout_ns == 0 ? 0 : -1;
+#if PERCORE_DIRECT_CALLS
+    // epoll_pwait without a signal mask is epoll_wait, which arm64 has no system call for.
+    return static_cast<int>(
+        direct_call(SYS_epoll_pwait, epoll_fd, as_argument(events), capacity, timeout_ms, 0, sizeof(std::uint64_t)));
+#else
+    return or_errno(::epoll_wait(epoll_fd, events, capacity, timeout_ms));
+#endif
+  }
   // Set once by the first thread that learns it; a race only repeats the discovery.
   static std::atomic<bool> has_pwait2{true};
   if (has_pwait2.load(std::memory_order_relaxed)) {

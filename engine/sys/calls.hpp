@@ -237,7 +237,7 @@ inline int epoll_delete(int epoll_fd, int fd) noexcept {
 
 // Waits until `timeout_ns` (0: look only, negative: no limit). Nanoseconds by epoll_pwait2 (Linux 5.11); an older
 // kernel gets epoll_wait and whole milliseconds, rounded up.
-int epoll_wait(int epoll_fd, epoll_event* events, int capacity, std::int64_t timeout_ns) noexcept;
+[[gnu::hot]] int epoll_wait(int epoll_fd, epoll_event* events, int capacity, std::int64_t timeout_ns) noexcept;
 
 inline int eventfd(unsigned initial, int flags) noexcept {
   PERCORE_FAULT_POINT(eventfd, -1);

@@ -29,10 +29,10 @@ bool is_served(std::string_view method) noexcept {
 
 core_state::core_state(const handler_options& options, const response_layout& layout, bool all_slow)
     : responses(layout),
-      limits_(options.limits),
       keep_alive_(options.keep_alive),
       all_slow_(all_slow),
-      most_answers_(layout.copies(true)) {}
+      most_answers_(layout.copies(true)),
+      limits_(options.limits) {}
 
 // Answered from the ready response, and nothing has to be waited for: the body, if any, is there whole.
 bool core_state::is_quick(const request& head, std::size_t bytes) const noexcept {
@@ -40,23 +40,22 @@ bool core_state::is_quick(const request& head, std::size_t bytes) const noexcept
          is_served(head.method);
 }
 
-request_batch core_state::find_requests(std::string_view data, bool stopping) const noexcept {
+request_batch core_state::find_requests(std::string_view data, bool stopping) noexcept {
   request_batch batch;
   const std::size_t most = stopping ? 1 : most_answers_;
   while (batch.bytes != data.size() && batch.answers != most) {
     const std::string_view rest = data.substr(batch.bytes);
-    request head;
-    const parse_result result = parse_request(rest, limits_, head);
-    if (result.needs_more()) {
-      batch.next = request_batch::then::read_more;
-      break;
+    std::size_t request_bytes = last_head_.size();
+    bool keep_alive = last_head_.keep_alive();
+    if (!last_head_.begins(rest)) [[unlikely]] {
+      request head;
+      batch.next = judge(rest, head);
+      if (batch.next != request_batch::then::read_on) break;
+      request_bytes = head.head_bytes + static_cast<std::size_t>(head.content_length);
+      keep_alive = head.keep_alive;
     }
-    if (!result.is_complete() || !is_quick(head, rest.size())) {
-      batch.next = request_batch::then::ask_slow;
-      break;
-    }
-    const std::size_t end = batch.bytes + head.head_bytes + static_cast<std::size_t>(head.content_length);
-    if (!head.keep_alive || !keep_alive_ || (stopping && end == data.size())) {
+    const std::size_t end = batch.bytes + request_bytes;
+    if (!keep_alive || !keep_alive_ || (stopping && end == data.size())) {
       if (batch.answers != 0) break;  // its response differs from theirs: the next batch
       batch.next = request_batch::then::close;
     }
@@ -65,6 +64,15 @@ request_batch core_state::find_requests(std::string_view data, bool stopping) co
     if (batch.next == request_batch::then::close) break;
   }
   return batch;
+}
+
+// What to do about the request at the start of `rest`: read_on when it gets the ready response.
+request_batch::then core_state::judge(std::string_view rest, request& head) noexcept {
+  const parse_result result = parse_request(rest, limits_, head);
+  if (result.needs_more()) return request_batch::then::read_more;
+  if (!result.is_complete() || !is_quick(head, rest.size())) return request_batch::then::ask_slow;
+  if (head.content_length == 0) last_head_.learn(rest.substr(0, head.head_bytes), head.keep_alive);
+  return request_batch::then::read_on;
 }
 
 application::application(const handler_options& options, body_kind kind, std::size_t body_bytes,

@@ -56,7 +56,7 @@ class second_clock {
   [[nodiscard]] const date_text& text() const noexcept { return text_; }
 
  private:
-  void read() noexcept {
+  [[gnu::noinline, gnu::cold]] void read() noexcept {
     std::timespec wall{};
     clock_gettime(CLOCK_REALTIME, &wall);
     next_second_ = std::chrono::steady_clock::now() + std::chrono::nanoseconds(1'000'000'000 - wall.tv_nsec);

@@ -69,7 +69,8 @@ response_layout::response_layout(body_kind kind, std::size_t body_bytes)
   copies_ = std::clamp<std::size_t>(buffer_bytes / stride(true), 1, most_copies);
 }
 
-response_source::response_source(const response_layout& layout) : layout_(layout) {
+response_source::response_source(const response_layout& layout)
+    : layout_(layout), made_per_request_(layout.kind() != body_kind::plain) {
   if (layout.kind() == body_kind::aes128) cipher_.emplace();
   if (layout.kind() == body_kind::sha256) digest_.emplace();
 }
@@ -80,23 +81,7 @@ response_source::~response_source() {
   }
 }
 
-response_lease response_source::take(bool keep_alive, std::size_t answers,
-                                     std::chrono::steady_clock::time_point now) {
-  clock_.advance(now);
-  response_buffer* buffer = take_free(keep_alive);
-  response_lease lease(*this, buffer);
-  if (buffer->second != clock_.second()) [[unlikely]]
-    stamp(*buffer);
-  if (layout_.kind() != body_kind::plain) make_bodies(*buffer, answers);
-  return lease;
-}
-
-response_buffer* response_source::take_free(bool keep_alive) {
-  if (response_buffer* buffer = free_[keep_alive]) [[likely]] {
-    free_[keep_alive] = buffer->next;
-    --free_count_[keep_alive];
-    return buffer;
-  }
+response_buffer* response_source::make_buffer(bool keep_alive) const {
   const std::string_view head = layout_.head(keep_alive);
   const std::size_t stride = layout_.stride(keep_alive);
   const std::size_t copies = layout_.copies(keep_alive);
@@ -112,17 +97,6 @@ response_buffer* response_source::take_free(bool keep_alive) {
     }
   }
   return buffer.release();
-}
-
-void response_source::give_back(response_buffer* buffer) noexcept {
-  const bool keep_alive = buffer->keep_alive;
-  if (free_count_[keep_alive] == most_free) {
-    delete buffer;
-    return;
-  }
-  ++free_count_[keep_alive];
-  buffer->next = free_[keep_alive];
-  free_[keep_alive] = buffer;
 }
 
 void response_source::stamp(response_buffer& buffer) const noexcept {

@@ -89,15 +89,34 @@ class response_source {
   friend class response_lease;
   static constexpr std::size_t most_free = 16;  // per variant; more come from stuck writers and are not kept
 
-  response_buffer* take_free(bool keep_alive);
-  void give_back(response_buffer* buffer) noexcept;
+  // The last one used, or nullptr.
+  response_buffer* take_free(bool keep_alive) noexcept {
+    response_buffer* buffer = free_[keep_alive];
+    if (buffer != nullptr) [[likely]] {
+      free_[keep_alive] = buffer->next;
+      --free_count_[keep_alive];
+    }
+    return buffer;
+  }
+  void give_back(response_buffer* buffer) noexcept {
+    const bool keep_alive = buffer->keep_alive;
+    if (free_count_[keep_alive] == most_free) [[unlikely]] {
+      delete buffer;
+      return;
+    }
+    ++free_count_[keep_alive];
+    buffer->next = free_[keep_alive];
+    free_[keep_alive] = buffer;
+  }
+  response_buffer* make_buffer(bool keep_alive) const;
   void stamp(response_buffer& buffer) const noexcept;
   void make_bodies(response_buffer& buffer, std::size_t count);
 
   const response_layout& layout_;
-  second_clock clock_;
+  bool made_per_request_;                   // the bodies
   std::array<response_buffer*, 2> free_{};  // [keep_alive]: stacks, the last one used on top
-  std::array<std::size_t, 2> free_count_{};
+  std::array<std::uint32_t, 2> free_count_{};
+  second_clock clock_;
   std::optional<aes128_cbc> cipher_;
   std::optional<sha256_hex> digest_;
 };
@@ -134,5 +153,18 @@ class response_lease {
   response_source* source_;
   response_buffer* buffer_;
 };
+
+inline response_lease response_source::take(bool keep_alive, std::size_t answers,
+                                            std::chrono::steady_clock::time_point now) {
+  clock_.advance(now);
+  response_buffer* buffer = take_free(keep_alive);
+  if (buffer == nullptr) [[unlikely]]
+    buffer = make_buffer(keep_alive);
+  response_lease lease(*this, buffer);
+  if (buffer->second != clock_.second()) [[unlikely]]
+    stamp(*buffer);
+  if (made_per_request_) make_bodies(*buffer, answers);
+  return lease;
+}
 
 }  // namespace percore_http
