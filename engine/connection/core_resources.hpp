@@ -5,6 +5,9 @@
 #include <functional>
 #include <memory>
 
+#include <percore/address.hpp>
+#include <percore/tls.hpp>
+
 #include "engine/base/intrusive_list.hpp"
 #include "engine/connection/counters.hpp"
 #include "engine/connection/read_buffers.hpp"
@@ -12,6 +15,7 @@
 #include "engine/loop/mailbox.hpp"
 #include "engine/loop/poller.hpp"
 #include "engine/loop/timer_wheel.hpp"
+#include "engine/tls/core_state.hpp"
 
 namespace percore {
 class server;
@@ -28,6 +32,7 @@ struct core_resources {
     std::size_t buffers = 0;
     std::size_t buffer_bytes = 0;
     unsigned operations_per_turn = 0;
+    std::int64_t handshake_budget_ns = 0;
   };
 
   // `slot_memory` and `buffer_memory` as slot_pool and read_buffer_pool want them.
@@ -38,6 +43,8 @@ struct core_resources {
         operations_per_turn(limit.operations_per_turn),
         buffers(buffer_memory, limit.buffer_bytes, limit.buffers),
         mailbox(std::move(box)),
+        handshake_budget_ns(limit.handshake_budget_ns),
+        handshake_left_ns(limit.handshake_budget_ns),
         timers(loop::timer_wheel::tick_of(now_ns)) {}
 
   // What every turn and every request touch comes first and close together; the large members (the timers' lists, the
@@ -53,6 +60,14 @@ struct core_resources {
   base::intrusive_list<detail::ready_node> ready;  // runs in this turn's last step or in the next turn
   std::shared_ptr<loop::mailbox> mailbox;
   alignas(base::cache_line_bytes) core_counters counters;
+  // TLS: its memory on this core, made when it is first needed; handshakes that wait for their turn, and how long those
+  // of this turn may still take.
+  std::unique_ptr<tls::core_state> secure;
+  base::intrusive_list<detail::ready_node> handshakes;
+  std::int64_t handshake_budget_ns;
+  std::int64_t handshake_left_ns;
+  bool serving_handshakes = false;
+  std::function<void(tls_failure, std::string_view, const address&)> on_tls_failure;
   server* owner = nullptr;
   std::function<void(std::exception_ptr)> on_exception;
   loop::timer_wheel timers;

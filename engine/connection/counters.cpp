@@ -31,6 +31,25 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::events, &plain::events);
   visit(&live::messages, &plain::messages);
   visit(&live::halted, &plain::halted);
+  visit(&live::tls_handshakes, &plain::tls_handshakes);
+  visit(&live::tls_resumptions, &plain::tls_resumptions);
+  visit(&live::tls_v1_2, &plain::tls_v1_2);
+  visit(&live::tls_v1_3, &plain::tls_v1_3);
+  visit(&live::tls_aes_128_gcm, &plain::tls_aes_128_gcm);
+  visit(&live::tls_aes_256_gcm, &plain::tls_aes_256_gcm);
+  visit(&live::tls_chacha20_poly1305, &plain::tls_chacha20_poly1305);
+  visit(&live::tls_other_ciphers, &plain::tls_other_ciphers);
+  visit(&live::tls_truncated, &plain::tls_truncated);
+  visit(&live::tls_failed_records, &plain::tls_failed_records);
+  visit(&live::tls_failed_timed_out, &plain::tls_failed_timed_out);
+  visit(&live::tls_failed_peer_gone, &plain::tls_failed_peer_gone);
+  visit(&live::tls_failed_not_tls, &plain::tls_failed_not_tls);
+  visit(&live::tls_failed_plain_http, &plain::tls_failed_plain_http);
+  visit(&live::tls_failed_nothing_shared, &plain::tls_failed_nothing_shared);
+  visit(&live::tls_failed_certificate, &plain::tls_failed_certificate);
+  visit(&live::tls_failed_alert, &plain::tls_failed_alert);
+  visit(&live::tls_failed_protocol, &plain::tls_failed_protocol);
+  visit(&live::tls_failed_internal, &plain::tls_failed_internal);
 }
 
 }  // namespace

@@ -30,6 +30,25 @@ struct core_counters {
   base::counter events;
   base::counter messages;
   base::counter halted;
+  base::counter tls_handshakes;
+  base::counter tls_resumptions;
+  base::counter tls_v1_2;
+  base::counter tls_v1_3;
+  base::counter tls_aes_128_gcm;
+  base::counter tls_aes_256_gcm;
+  base::counter tls_chacha20_poly1305;
+  base::counter tls_other_ciphers;
+  base::counter tls_truncated;
+  base::counter tls_failed_records;
+  base::counter tls_failed_timed_out;
+  base::counter tls_failed_peer_gone;
+  base::counter tls_failed_not_tls;
+  base::counter tls_failed_plain_http;
+  base::counter tls_failed_nothing_shared;
+  base::counter tls_failed_certificate;
+  base::counter tls_failed_alert;
+  base::counter tls_failed_protocol;
+  base::counter tls_failed_internal;
 
   [[nodiscard]] core_stats snapshot() const noexcept;
 };

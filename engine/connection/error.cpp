@@ -26,6 +26,12 @@ class category final : public std::error_category {
         return "closed by this side";
       case errc::no_memory:
         return "out of memory";
+      case errc::tls_failed:
+        return "TLS failed";
+      case errc::truncated:
+        return "the stream ended without TLS's close_notify";
+      case errc::plaintext_injected:
+        return "the peer sent plaintext behind its request for TLS";
     }
     return "unknown error " + std::to_string(value);
   }

@@ -61,7 +61,7 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
 }
 
 void slot::start_handler() noexcept {
-  ++core->counters.active;
+  if (!encrypted) ++core->counters.active;  // else it was when its handshake began
   task<> made;
   try {
     made = listener->handler(*this);
@@ -103,8 +103,9 @@ void slot::handler_returned() noexcept {
 
 // The handler is gone. The slot lives on only as long as its tail can be sent.
 void slot::flush_or_close() noexcept {
+  if (encrypted && fd >= 0 && !resetting && !ended) say_goodbye(tail == nullptr ? MSG_MORE : 0);
   if (fd >= 0 && tail != nullptr && !resetting && (!ended || closing) && ensure_registered()) {
-    if (phase == slot_phase::running) {
+    if (phase != slot_phase::flushing) {
       phase = slot_phase::flushing;
       drop_buffer();
       unqueue();
@@ -137,6 +138,7 @@ void slot::recycle() noexcept {
     context = nullptr;
   }
   PERCORE_ASSERT(arena.used() == 0, "a coroutine outlives the connection that its frame belongs to");
+  close_session();
   drop_buffer();
   deadline_timer.unlink();
   ready_node.unlink();
@@ -177,7 +179,11 @@ void slot::on_event(std::uint32_t events) noexcept {
       }
     }
   }
-  if (reader && readable && !queued) continue_read();
+  if (reader) {
+    if (readable && !queued) continue_read();
+  } else if (phase == slot_phase::handshaking && !queued) {
+    continue_handshake();
+  }
 }
 
 void slot::wake_soon() noexcept {
@@ -189,6 +195,10 @@ void slot::wake_soon() noexcept {
 // Both operations are looked at again: after a postponement, a lent buffer's return, or end_with().
 void slot::run_ready() noexcept {
   queued = false;
+  if (phase == slot_phase::handshaking) {
+    continue_handshake();
+    return;
+  }
   const std::uint32_t seen = generation;
   if (writer) {
     continue_output();
@@ -220,6 +230,8 @@ void slot::io_failed(int result) noexcept {
 
 void slot::begin_close() noexcept {
   if (ended || fd < 0) return;
+  if (encrypted) say_goodbye(tail == nullptr ? MSG_MORE : 0);
+  if (ended) return;
   ended = closing = sending_done = true;
   end_reason = static_cast<int>(errc::closed);
   if (tail == nullptr) {

@@ -44,7 +44,8 @@ void slot::fail_reader(int value) noexcept {
 }
 
 bool slot::waits_for_new_message() const noexcept {
-  return reading != read_kind::none && begin == end && (reading <= read_kind::until || target_done == 0);
+  return reading != read_kind::none && reading != read_kind::start_tls && begin == end &&
+         (reading <= read_kind::until || target_done == 0);
 }
 
 bytes_view slot::view() const noexcept {
@@ -78,6 +79,9 @@ bool slot::advance_read() noexcept {
     case read_kind::into:
     case read_kind::full:
       done = advance_target();
+      break;
+    case read_kind::start_tls:
+      done = advance_start_tls();
       break;
     case read_kind::none:
       break;
@@ -120,7 +124,7 @@ bool slot::settle_read() noexcept {
 
 bool slot::advance_some() noexcept {
   if (begin == end) {
-    if (end_seen) return read_failed(static_cast<int>(errc::end_of_stream));
+    if (end_seen) return read_ended();
     if (!readable || !take_buffer()) return false;
     const ssize_t received = receive(buffer->data(), buffer->capacity);
     if (received <= 0) return received != -EAGAIN;
@@ -135,7 +139,7 @@ bool slot::advance_some() noexcept {
 bool slot::advance_more() noexcept {
   if (end - begin == searched) {
     if (searched >= limit) return read_failed(static_cast<int>(errc::limit_exceeded));
-    if (end_seen) return read_failed(static_cast<int>(errc::end_of_stream));
+    if (end_seen) return read_ended();
     if (!readable || !take_buffer()) return false;
     make_room();
     const ssize_t received = receive(buffer->data() + end, buffer->capacity - end);
@@ -150,7 +154,7 @@ bool slot::advance_more() noexcept {
 bool slot::advance_until() noexcept {
   for (;;) {
     if (take_delimited()) return true;
-    if (end_seen) return read_failed(static_cast<int>(errc::end_of_stream));
+    if (end_seen) return read_ended();
     if (!readable || !take_buffer()) return false;
     make_room();
     const ssize_t received = receive(buffer->data() + end, buffer->capacity - end);
@@ -167,7 +171,7 @@ bool slot::advance_target() noexcept {
     target_done += taken;
   }
   while (target_done < target_size && (reading == read_kind::full || target_done == 0)) {
-    if (end_seen) return read_failed(static_cast<int>(errc::end_of_stream));
+    if (end_seen) return read_ended();
     if (!readable) return false;
     const ssize_t received = receive(target + target_done, target_size - target_done);
     if (received <= 0) return received != -EAGAIN;
@@ -236,6 +240,7 @@ void slot::release_idle_buffer() noexcept {
 }
 
 ssize_t slot::receive(std::byte* into, std::size_t capacity) noexcept {
+  if (encrypted) return receive_decrypted(into, capacity);
   for (;;) {
     const ssize_t received = sys::recv(fd, into, capacity, 0);
     if (received > 0) {
@@ -261,6 +266,12 @@ ssize_t slot::receive(std::byte* into, std::size_t capacity) noexcept {
       return received;
     }
   }
+}
+
+// Nothing more will come, as an earlier read has found.
+bool slot::read_ended() noexcept {
+  const bool truncated = encrypted && !secure->close_received();
+  return read_failed(static_cast<int>(truncated ? errc::truncated : errc::end_of_stream));
 }
 
 bool slot::read_failed(int value) noexcept {

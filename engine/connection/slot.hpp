@@ -25,6 +25,9 @@ struct listener_config {
   std::uint32_t lifetime_timeout_ms = 0;
   std::uint32_t close_timeout_ms = 0;
   std::uint32_t unsent_tail_bytes = 0;
+  std::uint32_t handshake_timeout_ms = 0;
+  std::shared_ptr<tls::shared_context> tls;  // none: plain
+  std::uint64_t tls_identity = 0;            // of this listener in this process, for its tickets
 };
 
 // Bytes that write has accepted and the socket has not; they follow the header. From the heap.
@@ -37,7 +40,7 @@ struct unsent_tail {
   [[nodiscard]] std::uint32_t size() const noexcept { return end - begin; }
 };
 
-enum class read_kind : std::uint8_t { none, some, more, until, into, full };
+enum class read_kind : std::uint8_t { none, some, more, until, into, full, start_tls };
 
 // Nodes of a slot in lists of its core.
 struct slot_timer : detail::timer_node {
@@ -50,6 +53,7 @@ struct slot_ready : detail::ready_node {
 // Where a slot is in its life.
 enum class slot_phase : std::uint8_t {
   free,     // no connection
+  handshaking,  // TLS from the first byte: the handler has not been started yet
   running,  // its handler runs or waits
   flushing  // the handler has returned; the unsent tail is still being sent
 };
@@ -102,6 +106,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
   // --- the second line: every resumption, every write ------------------------------------------------------
   std::uint32_t operations = 0;    // since the handler was resumed
+  bool encrypted = false;          // `secure` stands between the operations and the socket
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
   unsent_tail* tail = nullptr;
@@ -147,6 +152,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool context_on_heap = false;
   slot* next_free = nullptr;
   frame_arena arena;
+  tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
 
   // Starts loading what an event of this connection will touch: the lines above and the handler's frame. They come out
   // of the last-level cache, or from memory, all at once instead of one after the other, and for all but the first
@@ -227,6 +233,15 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void finish_sending() noexcept;  // FIN, now or after the tail
   void drop_tail() noexcept;
 
+  // tls.cpp ------------------------------------------------------------------------------------------------
+  // The beginning of a connection of a TLS listener: the handshake, then the handler.
+  void start_handshake() noexcept;
+  void continue_handshake() noexcept;
+  void handshake_timed_out() noexcept;
+  // start_tls(): true: done, with success or failure.
+  bool begin_start_tls(const tls_context& with, buffered_plaintext policy) noexcept;
+  bool suspend_start_tls(std::coroutine_handle<> waiter) noexcept;
+
   // waiting.cpp --------------------------------------------------------------------------------------------
   void interrupt_sleep() noexcept;  // at the next tick
   void resume_sleeper() noexcept;   // now
@@ -258,6 +273,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool advance_more() noexcept;
   bool advance_until() noexcept;
   bool advance_target() noexcept;
+  bool read_ended() noexcept;
   bool take_delimited() noexcept;
   void make_room() noexcept;
   [[gnu::hot]] bool take_buffer() noexcept;
@@ -270,10 +286,29 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void send_pieces() noexcept;
   void skip_sent_pieces() noexcept;
   void keep_rest() noexcept;
+  bool keep_plain_rest() noexcept;
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
   ssize_t sent(ssize_t result) noexcept;
   void finish_write(bool ok) noexcept;
   void tail_is_empty() noexcept;
+
+  enum class progress : std::uint8_t { waiting, done, failed };
+  bool open_session(const std::shared_ptr<tls::shared_context>& shared) noexcept;
+  void close_session() noexcept;
+  progress advance_handshake() noexcept;
+  bool advance_start_tls() noexcept;
+  void fail_start_tls() noexcept;
+  void note_handshake() noexcept;
+  void note_handshake_failure() noexcept;
+  void handshake_failed() noexcept;
+  ssize_t receive_records() noexcept;
+  ssize_t receive_decrypted(std::byte* into, std::size_t capacity) noexcept;
+  bool send_records(int flags) noexcept;
+  void send_encrypted() noexcept;
+  bool encrypt_batch() noexcept;
+  void encrypt_rest() noexcept;
+  void say_goodbye(int flags) noexcept;
+  void records_failed() noexcept;
 };
 
 // What server_options::slot_bytes says of it.

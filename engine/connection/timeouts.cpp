@@ -72,6 +72,11 @@ void slot::on_deadline() noexcept {
   };
   const auto unsent = [this] { return tail != nullptr || writer; };
 
+  if (phase == slot_phase::handshaking && (passed(read_deadline_ns) || passed(lifetime_deadline()))) {
+    handshake_timed_out();
+    return;
+  }
+
   if (passed(lifetime_deadline()) || (unsent() && (passed(write_deadline_ns) || passed(idle_deadline())))) {
     ++core->counters.timeouts;
     resetting = true;
@@ -86,6 +91,11 @@ void slot::on_deadline() noexcept {
   } else if (reader && (passed(read_deadline_ns) || passed(idle_deadline()))) {
     ++core->counters.timeouts;
     unqueue();
+    if (reading == read_kind::start_tls) {
+      secure->fail(tls_failure::timed_out, "the handshake took too long");
+      continue_read();
+      return;
+    }
     fail_reader(timed_out);
     if (generation != seen) return;
   }
@@ -94,7 +104,7 @@ void slot::on_deadline() noexcept {
   const auto consider = [&next](bool active, std::int64_t deadline) {
     if (active && deadline != 0) next = std::min(next, deadline);
   };
-  consider(reader != nullptr, read_deadline_ns);
+  consider(reader || phase == slot_phase::handshaking, read_deadline_ns);
   consider(unsent(), write_deadline_ns);
   consider(reader || unsent(), idle_deadline());
   consider(true, lifetime_deadline());

@@ -22,7 +22,7 @@ bool slot::start_write(const bytes_view* first, std::size_t count, bool last) no
     return false;
   }
   std::size_t done = 0;
-  if (in_turn && count == 1 && tail == nullptr && writable) {
+  if (in_turn && count == 1 && tail == nullptr && writable && !encrypted) {
     // The usual write: one piece that the socket takes whole. Nothing of it needs to be noted.
     const ssize_t result =
         sent(sys::send(fd, first->data(), first->size(), MSG_NOSIGNAL | (last ? MSG_MORE : 0)));
@@ -72,6 +72,7 @@ void slot::continue_output() noexcept {
 void slot::finish_write(bool ok) noexcept {
   writing = false;
   write_ok = ok;
+  if (ok && fin_after_tail && encrypted) say_goodbye(0);  // shutdown_write() came while this was waiting
   if (!ok) {
     fail(end_reason);
   } else if (tail == nullptr) {
@@ -91,21 +92,29 @@ void slot::advance_output() noexcept {
   }
 }
 
+// The bytes that are left of a write in plain join the tail.
+bool slot::keep_plain_rest() noexcept {
+  skip_sent_pieces();
+  for (; write_remaining > 0; ++pieces, piece_offset = 0) {
+    const std::size_t size = pieces->size() - piece_offset;
+    if (size != 0 && !append_to_tail(pieces->data() + piece_offset, size)) return false;
+    write_remaining -= size;
+  }
+  return ensure_registered();
+}
+
 // What is left of the write goes to the tail if it fits; then the writer need not wait for it.
 void slot::keep_rest() noexcept {
   if (write_remaining > 0) {
     const std::size_t kept = tail == nullptr ? 0 : tail->size();
     if (kept + write_remaining > listener->unsent_tail_bytes) return;
-    skip_sent_pieces();
-    for (; write_remaining > 0; ++pieces, piece_offset = 0) {
-      const std::size_t size = pieces->size() - piece_offset;
-      if (size != 0 && !append_to_tail(pieces->data() + piece_offset, size)) {
+    if (encrypted) {
+      encrypt_rest();
+      if (ended) {
         finish_write(false);
         return;
       }
-      write_remaining -= size;
-    }
-    if (!ensure_registered()) {
+    } else if (!keep_plain_rest()) {
       finish_write(false);
       return;
     }
@@ -119,6 +128,10 @@ void slot::keep_rest() noexcept {
 
 // Sends until everything is sent, the socket is full, or it fails. The tail is empty.
 void slot::send_pieces() noexcept {
+  if (encrypted) {
+    send_encrypted();
+    return;
+  }
   constexpr std::size_t most_pieces = 64;  // per system call; IOV_MAX is 1024
   const int flags = MSG_NOSIGNAL | (write_last ? MSG_MORE : 0);
   while (write_remaining > 0 && writable && !ended) {
@@ -188,7 +201,7 @@ bool slot::flush_tail() noexcept {
 }
 
 void slot::tail_is_empty() noexcept {
-  if (fin_after_tail && !closing && phase == slot_phase::running) {
+  if (fin_after_tail && !writing && !closing && phase == slot_phase::running) {
     fin_after_tail = false;
     (void)sys::shutdown(fd, SHUT_WR);
   }
@@ -231,6 +244,16 @@ bool slot::try_write_now(bytes_view data) noexcept {
     fail(static_cast<int>(errc::limit_exceeded));
     return false;
   }
+  if (encrypted) {
+    if (!secure->established()) {
+      fail(static_cast<int>(errc::limit_exceeded));
+      return false;
+    }
+    const bool ok = secure->write({data.data(), data.size()});
+    if (send_records(0) && !ok) records_failed();
+    if (ended) fail(end_reason);
+    return !ended;
+  }
   std::size_t done = 0;
   while (tail == nullptr && writable && !ended && done < data.size()) {
     const ssize_t result = sent(sys::send(fd, data.data() + done, data.size() - done, MSG_NOSIGNAL));
@@ -244,6 +267,7 @@ bool slot::try_write_now(bytes_view data) noexcept {
 void slot::finish_sending() noexcept {
   if (sending_done || ended) return;
   sending_done = true;
+  if (encrypted && !writing) say_goodbye(0);
   if (tail != nullptr || writing) {
     fin_after_tail = true;
   } else {

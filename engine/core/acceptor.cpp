@@ -180,7 +180,11 @@ void acceptor::serve(slot& target, int fd, const percore::peer_address& peer) no
   const std::uint64_t received = core_.counters.bytes_received.get();
   const std::uint32_t generation = target.generation;
   target.open(fd, peer, *settings_.config, try_first_read);
-  target.start_handler();
+  if (settings_.config->tls) {
+    target.start_handshake();
+  } else {
+    target.start_handler();
+  }
   if (!try_first_read) return;
   if (core_.counters.bytes_received.get() != received) {
     ++core_.counters.first_read_hits;

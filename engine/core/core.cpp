@@ -24,6 +24,7 @@ core::core(const settings& given, loop::wakeup&& wake)
   resources_.owner = given.owner;
   resources_.stop_requested = given.stop_requested;
   resources_.on_exception = given.on_exception;
+  resources_.on_tls_failure = given.on_tls_failure;
   grace_timer_.owner = this;
   grace_timer_.fire = [](detail::timer_node& node) {
     core& self = *static_cast<grace_timer&>(node).owner;
@@ -39,6 +40,11 @@ core::core(const settings& given, loop::wakeup&& wake)
 
 void core::add_listener(acceptor::settings listener) {
   acceptors_.push_back(std::make_unique<acceptor>(resources_, listener, acceptors_.size()));
+}
+
+void core::prepare_tls(const std::shared_ptr<tls::shared_context>& context) {
+  if (resources_.secure == nullptr) resources_.secure = std::make_unique<tls::core_state>();
+  resources_.secure->prepare(context);
 }
 
 int core::start_listeners() noexcept {
@@ -91,12 +97,13 @@ void core::turn() noexcept {
   run_messages(messages_per_turn);
   resources_.timers.advance(loop::timer_wheel::tick_of(resources_.now_ns));
   run_ready();
+  run_handshakes();
   end_of_turn();
 }
 
 // How long the poller may wait; when it may wait at all, the mailbox has been told that this core sleeps.
 std::int64_t core::sleep_limit() noexcept {
-  if (!resources_.ready.empty()) return 0;
+  if (!resources_.ready.empty() || !resources_.handshakes.empty()) return 0;
   std::int64_t limit = -1;
   if (const std::uint64_t tick = resources_.timers.next_tick(); tick != loop::timer_wheel::never) {
     limit = static_cast<std::int64_t>(tick << loop::timer_wheel::tick_shift) - resources_.now_ns;
@@ -138,6 +145,19 @@ void core::run_ready() noexcept {
   now.take(resources_.ready);
   while (detail::ready_node* node = now.pop_front()) node->run(*node);
   resources_.buffers.wake_waiter(resources_.ready);
+}
+
+// In the order in which they came: while some wait, none that comes later is served before them.
+void core::run_handshakes() noexcept {
+  if (resources_.handshake_left_ns == resources_.handshake_budget_ns && resources_.handshakes.empty()) return;
+  resources_.serving_handshakes = true;
+  while (resources_.handshake_left_ns > 0) {
+    detail::ready_node* node = resources_.handshakes.pop_front();
+    if (node == nullptr) break;
+    node->run(*node);
+  }
+  resources_.serving_handshakes = false;
+  resources_.handshake_left_ns = resources_.handshake_budget_ns;
 }
 
 void core::end_of_turn() noexcept {

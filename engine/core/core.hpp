@@ -27,6 +27,7 @@ class core {
     server* owner = nullptr;
     shared_limits* shared = nullptr;
     std::function<void(std::exception_ptr)> on_exception;
+    std::function<void(tls_failure, std::string_view, const address&)> on_tls_failure;
     // When the grace of a shutdown ends, in CLOCK_MONOTONIC nanoseconds; 0: it does not. Shared by all cores.
     const std::atomic<std::int64_t>* grace_end_ns = nullptr;
   };
@@ -37,6 +38,8 @@ class core {
   core& operator=(const core&) = delete;
 
   void add_listener(acceptor::settings listener);
+  // What its connections will need of TLS, so that what is lacking is found now. Throws tls_error or std::bad_alloc.
+  void prepare_tls(const std::shared_ptr<tls::shared_context>& context);
   // 0, or a negative errno: then nothing listens.
   int start_listeners() noexcept;
   // Gives up all listeners of a start that failed elsewhere.
@@ -61,6 +64,7 @@ class core {
   void dispatch(const epoll_event& event) noexcept;
   [[gnu::hot]] void run_messages(std::size_t most) noexcept;
   [[gnu::hot]] void run_ready() noexcept;
+  [[gnu::hot]] void run_handshakes() noexcept;
   [[gnu::hot]] void end_of_turn() noexcept;
   void obey(loop::mailbox::signals signals) noexcept;
   void begin_shutdown() noexcept;

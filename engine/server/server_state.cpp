@@ -15,6 +15,9 @@ namespace {
 // Which server's core this thread is.
 constinit thread_local const server_state* server_of_thread = nullptr;
 
+// Tells the listeners of this process apart: a session ticket of one is not good for another.
+constinit std::atomic<std::uint64_t> next_tls_identity{1};
+
 constexpr std::size_t most_connections_per_core = 262'144;
 
 std::uint32_t timeout_ms(std::chrono::milliseconds value, const char* name) {
@@ -44,6 +47,8 @@ server_options checked(server_options options) {
   require(options.max_connections_per_core <= most_connections_per_core * 16,
           "max_connections_per_core must be at most 4194304");
   (void)timeout_ms(options.shutdown_grace, "shutdown_grace");
+  require(options.handshake_budget.count() >= 1 && options.handshake_budget <= std::chrono::seconds(1),
+          "handshake_budget must be from 1 us to 1 s");
   return options;
 }
 
@@ -88,6 +93,12 @@ std::size_t server_state::add_listener(const address* where, int fd, detail::han
   config.idle_timeout_ms = timeout_ms(options.idle_timeout, "idle_timeout");
   config.lifetime_timeout_ms = timeout_ms(options.lifetime_timeout, "lifetime_timeout");
   config.close_timeout_ms = timeout_ms(options.close_timeout, "close_timeout");
+  config.handshake_timeout_ms = timeout_ms(options.handshake_timeout, "handshake_timeout");
+  if (options.tls) {
+    require(options.tls->role() == tls_role::server, "listen_options::tls must be a server's context");
+    config.tls = options.tls->shared();
+  }
+  config.tls_identity = next_tls_identity.fetch_add(1, std::memory_order_relaxed);
   require(options.unsent_tail_bytes <= 1u << 30, "unsent_tail_bytes must be at most 1073741824");
   require(options.accepts_per_turn >= 1, "accepts_per_turn must be at least 1");
   config.unsent_tail_bytes = static_cast<std::uint32_t>(options.unsent_tail_bytes);
@@ -236,14 +247,19 @@ void server_state::prepare_core(std::size_t index) {
   settings.index = static_cast<unsigned>(index);
   if (plan_.pin) settings.numa_node = plan_.cores[index].numa_node;
   settings.limits = {slots_per_core(options_), options_.slot_bytes, options_.read_buffers_per_core,
-                     options_.read_buffer_bytes, options_.operations_per_turn};
+                     options_.read_buffer_bytes, options_.operations_per_turn,
+                     std::chrono::nanoseconds(options_.handshake_budget).count()};
   settings.mailbox_messages = options_.mailbox_messages;
   settings.owner = &face_;
   settings.shared = &limits_;
   settings.on_exception = options_.on_exception;
+  settings.on_tls_failure = options_.on_tls_failure;
   settings.grace_end_ns = &grace_end_ns_;
   settings.stop_requested = &stopping_;
   auto made = std::make_unique<core>(settings, std::move(wakeups_[index]));
+  for (auto& l : listeners_) {
+    if (l->config.tls) made->prepare_tls(l->config.tls);
+  }
   for (auto& l : listeners_) {
     acceptor::settings listening;
     listening.group = l->group.get();

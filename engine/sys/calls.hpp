@@ -254,6 +254,11 @@ inline ssize_t write(int fd, const void* buffer, std::size_t length) noexcept {
   return or_errno(::write(fd, buffer, length));
 }
 
+// A file for lines that are appended, made with mode 0600.
+inline int open_append(const char* path) noexcept {
+  return or_errno(::open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600));
+}
+
 // Waits without limit until `fd` is readable: 1, or -EINTR.
 inline int poll_readable(int fd) noexcept {
   pollfd entry{fd, POLLIN, 0};

@@ -5,17 +5,22 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <percore/address.hpp>
 #include <percore/bytes_view.hpp>
 #include <percore/connection_handle.hpp>
 #include <percore/detail/links.hpp>
 #include <percore/error.hpp>
+#include <percore/tls.hpp>
+
+struct ssl_st;  // OpenSSL's SSL
 
 namespace percore {
 
@@ -116,6 +121,20 @@ class [[nodiscard("co_await it")]] write_pieces_awaiter {
   connection* owner_;
   std::span<const bytes_view> pieces_;
   bool last_;
+};
+
+class [[nodiscard("co_await it")]] start_tls_awaiter {
+ public:
+  start_tls_awaiter(connection& owner, const tls_context& context, buffered_plaintext policy) noexcept
+      : owner_(&owner), context_(&context), policy_(policy) {}
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bool await_resume() const noexcept;
+
+ private:
+  connection* owner_;
+  const tls_context* context_;
+  buffered_plaintext policy_;
 };
 
 class [[nodiscard("co_await it")]] sleep_awaiter : private timer_node {
@@ -244,7 +263,7 @@ class connection {
 
   // --- ending ----------------------------------------------------------------------------------------------
 
-  // Half-close: sends a FIN after what is unsent. Later writes fail, reading goes on.
+  // Half-close: sends a FIN after what is unsent (with TLS, close_notify before it). Later writes fail, reading goes on.
   void shutdown_write() noexcept;
   // Ends the connection from this side: what is unsent is still sent (under the write timeout), nothing more is
   // read, operations that wait now and all later ones fail with errc::closed. Returning from the handler does the same.
@@ -254,6 +273,28 @@ class connection {
 
   // Why the last operation that failed has failed; empty as long as none has.
   [[nodiscard]] std::error_code error() const noexcept;
+
+  // --- TLS -------------------------------------------------------------------------------------------------
+
+  // Goes over from plain to TLS (STARTTLS), as the server side of a server's context: true when the handshake is done.
+  // From then on reads, writes and the end of the connection are TLS's. What was written before is sent in plain first;
+  // what the peer had sent in plain behind the command that asked for TLS is refused or dropped. False with errc::
+  // plaintext_injected changes nothing and the connection goes on in plain; after any other failure it has ended.
+  // `context` must stay valid until this is done; handshake_timeout applies.
+  detail::start_tls_awaiter start_tls(const tls_context& context,
+                                      buffered_plaintext policy = buffered_plaintext::refuse) noexcept {
+    return detail::start_tls_awaiter(*this, context, policy);
+  }
+  // What the handshake agreed on; nothing when the connection is plain.
+  [[nodiscard]] std::optional<tls_info> tls() const noexcept;
+  // The certificates that the peer has shown, its own first, with the chain to the authority that was verified; its own
+  // only when the session was resumed. Empty: none.
+  [[nodiscard]] std::vector<tls_peer_certificate> peer_certificates() const;
+  // After errc::tls_failed: OpenSSL's reason. Valid as long as the program.
+  [[nodiscard]] std::string_view tls_error() const noexcept;
+  // OpenSSL's object, for questions that this interface has no answer for; nullptr when the connection is plain. It
+  // belongs to the engine: nothing may be read or written with it.
+  [[nodiscard]] ssl_st* native_tls() const noexcept;
 
   // --- time ------------------------------------------------------------------------------------------------
 

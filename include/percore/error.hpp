@@ -15,6 +15,9 @@ enum class errc {
   limit_exceeded,     // read_until found no delimiter within its limit, or try_write found the unsent tail full
   closed,             // this side has called close(), reset(), shutdown_write() or write_last() before
   no_memory,          // the unsent tail or a read buffer could not be allocated
+  tls_failed,         // a handshake or a record of TLS was not good; connection::tls_error() says what was wrong
+  truncated,          // the peer's FIN came without TLS's close_notify: what was read may not be all that was sent
+  plaintext_injected, // start_tls: the peer had sent more in plain already (see buffered_plaintext)
 };
 
 const std::error_category& error_category() noexcept;

@@ -6,11 +6,14 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include <percore/address.hpp>
 #include <percore/placement.hpp>
 #include <percore/socket_options.hpp>
+#include <percore/tls.hpp>
 
 namespace percore {
 
@@ -49,6 +52,9 @@ struct server_options {
   std::size_t mailbox_messages = 4096;
   // Consecutive operations of one connection that succeed without waiting, before others get their turn; at least 1.
   unsigned operations_per_turn = 64;
+  // TLS handshakes cost up to milliseconds each (RSA-4096: about 5 ms of signing). When those of one turn of a core's
+  // loop have taken this long, the rest waits for the next turn, behind what became ready meanwhile; from 1 us to 1 s.
+  std::chrono::microseconds handshake_budget{2000};
   // Each core's thread has a descriptor table of its own (unshare(2), CLONE_FILES). The kernel then takes no
   // reference to a file for a system call on it (fdget, about 3 % of a keep-alive request), cores no longer contend
   // for the process's one table lock in accept and close, and RLIMIT_NOFILE counts for each core. The price: in
@@ -73,6 +79,9 @@ struct server_options {
   // Called on the core's thread when an exception leaves a handler (the connection is then closed) or a function
   // given to post(); must not throw. Default: nothing but the count in stats().handler_errors.
   std::function<void(std::exception_ptr)> on_exception;
+  // Called on the core's thread when a TLS handshake has failed: the cause, OpenSSL's reason (valid forever; may be
+  // empty) and the peer; must not throw. Default: nothing but the counts in stats().
+  std::function<void(tls_failure, std::string_view, const address&)> on_tls_failure;
   // Called while listening and starting with one line of text. Default: standard error.
   std::function<void(const std::string&)> on_warning;
 };
@@ -87,7 +96,13 @@ struct listen_options {
   std::chrono::milliseconds idle_timeout{0};      // no byte in either direction while an operation waits
   std::chrono::milliseconds lifetime_timeout{0};  // the whole connection
 
+  // TLS from the first byte: the handler starts when the handshake is done, and reads and writes as it would without.
+  std::optional<tls_context> tls;
+  // A whole handshake, also that of start_tls; resolution and limit as above, 0 is none.
+  std::chrono::milliseconds handshake_timeout{10'000};
+
   // How much of a write may be kept when the socket does not take it, at most 1 GiB; over it the writer waits.
+  // With TLS it is counted in encrypted bytes, and up to 64 KiB more may be kept: what is encrypted has to be sent.
   std::size_t unsent_tail_bytes = 64 * 1024;
   // After the handler has returned or close() was called: how long what is unsent may make no progress when there
   // is no write_timeout. Then the connection is reset.

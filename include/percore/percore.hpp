@@ -12,4 +12,5 @@
 #include <percore/socket_options.hpp>
 #include <percore/stats.hpp>
 #include <percore/task.hpp>
+#include <percore/tls.hpp>
 #include <percore/version.hpp>

@@ -32,6 +32,28 @@ struct core_stats {
   std::uint64_t messages = 0;            // mailbox messages run
   std::uint64_t halted = 0;              // connections whose handler was ended by halt() or the end of a grace
 
+  // TLS, for listeners and start_tls alike.
+  std::uint64_t tls_handshakes = 0;  // done, resumed ones included
+  std::uint64_t tls_resumptions = 0;
+  std::uint64_t tls_v1_2 = 0;  // of the handshakes, those that agreed on TLS 1.2, ...
+  std::uint64_t tls_v1_3 = 0;
+  std::uint64_t tls_aes_128_gcm = 0;  // ... and on this cipher
+  std::uint64_t tls_aes_256_gcm = 0;
+  std::uint64_t tls_chacha20_poly1305 = 0;
+  std::uint64_t tls_other_ciphers = 0;
+  std::uint64_t tls_truncated = 0;       // streams that ended without close_notify
+  std::uint64_t tls_failed_records = 0;  // connections that ended after the handshake for a record or message that was not good
+  // Failed handshakes by cause; tls_failure says what each one means.
+  std::uint64_t tls_failed_timed_out = 0;
+  std::uint64_t tls_failed_peer_gone = 0;
+  std::uint64_t tls_failed_not_tls = 0;
+  std::uint64_t tls_failed_plain_http = 0;
+  std::uint64_t tls_failed_nothing_shared = 0;
+  std::uint64_t tls_failed_certificate = 0;
+  std::uint64_t tls_failed_alert = 0;
+  std::uint64_t tls_failed_protocol = 0;
+  std::uint64_t tls_failed_internal = 0;
+
   core_stats& operator+=(const core_stats& other) noexcept;
 };
 

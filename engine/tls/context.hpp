@@ -1,0 +1,108 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/tls/openssl.hpp"
+#include "engine/tls/settings.hpp"
+#include "engine/tls/ticket_keys.hpp"
+
+namespace percore::tls {
+
+// What a public tls_context stands for. Any thread; cores look at `version` only, and take the lock when it has changed.
+class shared_context {
+ public:
+  shared_context(tls_options options, tls_role role);  // throws tls_error
+  ~shared_context();
+  shared_context(const shared_context&) = delete;
+  shared_context& operator=(const shared_context&) = delete;
+
+  void reload();
+  void reload(tls_options options);
+
+  [[nodiscard]] tls_role role() const noexcept { return role_; }
+  [[nodiscard]] std::uint64_t version() const noexcept { return version_.load(std::memory_order_acquire); }
+  // What is valid now, and its version.
+  [[nodiscard]] std::shared_ptr<const settings> current(std::uint64_t& version) const;
+  [[nodiscard]] ticket_ring& tickets() noexcept { return tickets_; }
+  // Random: sessions of one context are not resumed under another.
+  [[nodiscard]] const std::array<unsigned char, 16>& identity() const noexcept { return identity_; }
+  void log_key(const char* line) const noexcept;
+
+ private:
+  void adopt(std::shared_ptr<const settings> made);
+
+  const tls_role role_;
+  int key_log_fd_ = -1;
+  std::array<unsigned char, 16> identity_{};
+  ticket_ring tickets_;
+  std::mutex reloading_;  // one reload at a time
+  mutable std::mutex mutex_;
+  std::shared_ptr<const settings> settings_;
+  std::atomic<std::uint64_t> version_{0};
+};
+
+// OpenSSL's objects that one core makes of a shared_context's settings: nothing in them is shared with another core.
+// Used on that core's thread only.
+class core_context {
+ public:
+  // Throws tls_error, or std::bad_alloc.
+  core_context(std::shared_ptr<shared_context> owner, std::shared_ptr<const settings> given, std::uint64_t version,
+               OSSL_LIB_CTX* library);
+  core_context(const core_context&) = delete;
+  core_context& operator=(const core_context&) = delete;
+
+  // A session of the context's role, without a BIO yet; nullptr when memory is out. Tickets that it gives out are
+  // taken back under the same `identity` only.
+  ssl_ptr make_session(std::uint64_t identity) noexcept;
+  // Client: the name that the server's certificate must bear and that SNI asks for; an IP address is checked as such
+  // and not sent. False when memory is out.
+  bool set_server_name(SSL* session, const std::string& name) const noexcept;
+
+  [[nodiscard]] shared_context& owner() const noexcept { return *owner_; }
+  [[nodiscard]] std::uint64_t version() const noexcept { return version_; }
+
+  // Sessions alive; the context must outlive them.
+  std::size_t sessions = 0;
+
+ private:
+  struct name_hash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view name) const noexcept { return std::hash<std::string_view>{}(name); }
+  };
+
+  ssl_ctx_ptr make_ssl_context(const std::vector<const loaded_certificate*>& certificates);
+  void set_versions_and_ciphers(SSL_CTX* made) const;
+  void set_verification(SSL_CTX* made) const;
+  void add_certificate(SSL_CTX* made, const loaded_certificate& certificate) const;
+  void make_name_table();
+  SSL_CTX* find(std::string_view name) const noexcept;
+
+  static int on_server_name(SSL* session, int* alert, void*);
+  static int on_alpn(SSL* session, const unsigned char** out, unsigned char* out_size, const unsigned char* in,
+                     unsigned in_size, void*);
+  static int on_status_request(SSL* session, void*);
+  static int on_ticket_key(SSL* session, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac,
+                           int encrypting);
+  static void on_key_log(const SSL* session, const char* line);
+  static core_context& of(const SSL* session) noexcept;
+  int use_ticket_key(unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac, bool encrypting);
+
+  std::shared_ptr<shared_context> owner_;
+  std::shared_ptr<const settings> settings_;
+  std::uint64_t version_;
+  OSSL_LIB_CTX* library_;
+  cipher_ptr ticket_cipher_;
+  ticket_key_pair ticket_keys_;
+  std::vector<ssl_ctx_ptr> contexts_;  // the first is for clients that name nothing known
+  std::unordered_map<std::string, SSL_CTX*, name_hash, std::equal_to<>> by_name_;
+};
+
+}  // namespace percore::tls

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/tls/context.hpp"
+#include "engine/tls/io.hpp"
+#include "engine/tls/session.hpp"
+
+namespace percore::tls {
+
+// Everything of TLS that one core has. Used on its thread only.
+class core_state {
+ public:
+  core_state();  // throws std::bad_alloc
+  core_state(const core_state&) = delete;
+  core_state& operator=(const core_state&) = delete;
+  ~core_state();
+
+  // Makes this core's objects of the context's present settings. Throws tls_error, or std::bad_alloc.
+  void prepare(const std::shared_ptr<shared_context>& shared);
+
+  // A session of the context as it is now; nullptr when memory is out. close() ends it.
+  session* open(const std::shared_ptr<shared_context>& shared, std::uint64_t identity) noexcept;
+  void close(session* ended) noexcept;
+
+  io wire;
+  std::vector<std::byte> gather;  // plaintext of several pieces that become one record
+
+ private:
+  struct library_free {
+    void operator()(OSSL_LIB_CTX* library) const noexcept { OSSL_LIB_CTX_free(library); }
+  };
+  core_context* current(const std::shared_ptr<shared_context>& shared);
+
+  std::unique_ptr<OSSL_LIB_CTX, library_free> library_;
+  // For each shared context the newest, and older ones that still have sessions.
+  std::vector<std::unique_ptr<core_context>> contexts_;
+};
+
+}  // namespace percore::tls

@@ -1,0 +1,90 @@
+#include "engine/tls/io.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "engine/tls/session.hpp"
+
+namespace percore::tls {
+
+namespace {
+
+// The process has 127 numbers for types of BIO (BIO_get_new_index(3)).
+int bio_type() noexcept {
+  static const int type = BIO_get_new_index() | BIO_TYPE_SOURCE_SINK;
+  return type;
+}
+
+}  // namespace
+
+io::io() : input_(new std::byte[input_bytes]), method_(BIO_meth_new(bio_type(), "percore")) {
+  if (!method_ || BIO_meth_set_read_ex(method_.get(), read_callback) != 1 ||
+      BIO_meth_set_write_ex(method_.get(), write_callback) != 1 ||
+      BIO_meth_set_ctrl(method_.get(), control_callback) != 1) {
+    throw std::bad_alloc();
+  }
+  bio_.reset(BIO_new(method_.get()));
+  if (!bio_) throw std::bad_alloc();
+  BIO_set_data(bio_.get(), this);
+  BIO_set_init(bio_.get(), 1);
+  output_.reserve(4096);
+}
+
+BIO* io::take_bio() noexcept {
+  BIO_up_ref(bio_.get());
+  BIO_up_ref(bio_.get());
+  return bio_.get();
+}
+
+void io::use(session& user) noexcept {
+  if (user_ == &user) return;
+  if (user_ != nullptr && has_input()) save_leftover();
+  user_ = &user;
+  const auto kept = user.leftover();
+  next_ = kept.data();
+  end_ = next_ + kept.size();
+}
+
+void io::forget(const session& user) noexcept {
+  if (user_ != &user) return;
+  user_ = nullptr;
+  next_ = end_ = nullptr;
+}
+
+void io::save_leftover() noexcept { user_->keep_leftover({next_, static_cast<std::size_t>(end_ - next_)}); }
+
+int io::read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t* done) {
+  io& self = *static_cast<io*>(BIO_get_data(bio));
+  BIO_clear_retry_flags(bio);
+  const auto taken = std::min<std::size_t>(capacity, static_cast<std::size_t>(self.end_ - self.next_));
+  *done = taken;
+  if (taken == 0) {
+    BIO_set_retry_read(bio);
+    return 0;
+  }
+  std::memcpy(target, self.next_, taken);
+  self.next_ += taken;
+  return 1;
+}
+
+int io::write_callback(BIO* bio, const char* data, std::size_t size, std::size_t* done) {
+  io& self = *static_cast<io*>(BIO_get_data(bio));
+  BIO_clear_retry_flags(bio);
+  *done = 0;
+  try {
+    const auto* bytes = reinterpret_cast<const std::byte*>(data);
+    self.output_.insert(self.output_.end(), bytes, bytes + size);
+  } catch (const std::bad_alloc&) {
+    return 0;  // no retry: the session fails
+  }
+  *done = size;
+  return 1;
+}
+
+long io::control_callback(BIO*, int command, long, void*) {
+  // Flushing is the owner's work: when the operation is done, all it has written is sent at once.
+  return command == BIO_CTRL_FLUSH ? 1 : 0;
+}
+
+}  // namespace percore::tls

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/tls/openssl.hpp"
+
+namespace percore::tls {
+
+class session;
+
+// Where the sessions of one core meet the bytes of the wire: one BIO and two buffers, shared by all of them, because
+// only one session works at a time. The owner receives ciphertext into `input` and sends what has gathered in `output`.
+//
+// A session may leave received ciphertext behind (the handler takes the first record, the second is still there). It
+// stays where it is until another session needs the buffer, and only then moves into a block of its own: a handshake
+// whose last flight brings the first request thus copies and allocates nothing.
+class io {
+ public:
+  static constexpr std::size_t input_bytes = 32 * 1024;
+
+  // Throws std::bad_alloc.
+  io();
+  io(const io&) = delete;
+  io& operator=(const io&) = delete;
+
+  // The BIO for a session's both directions, with a reference for each.
+  [[nodiscard]] BIO* take_bio() noexcept;
+
+  // Prepares for operations of `user`: its ciphertext that was left behind is offered first. False when there was no
+  // memory to save another's: that one then has lost its place in the stream and fails at its next operation.
+  void use(session& user) noexcept;
+  // `user` is gone or needs nothing any more.
+  void forget(const session& user) noexcept;
+
+  // To receive into; only when nothing is left.
+  [[nodiscard]] std::span<std::byte> room() noexcept { return {input_.get(), input_bytes}; }
+  void received(std::size_t bytes) noexcept {
+    next_ = input_.get();
+    end_ = next_ + bytes;
+  }
+  [[nodiscard]] bool has_input() const noexcept { return next_ != end_; }
+
+  // What the sessions have produced, to be sent in this order.
+  [[nodiscard]] std::span<const std::byte> output() const noexcept { return output_; }
+  void output_taken() noexcept { output_.clear(); }
+
+ private:
+  friend class session;
+  static int read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t* done);
+  static int write_callback(BIO* bio, const char* data, std::size_t size, std::size_t* done);
+  static long control_callback(BIO* bio, int command, long number, void* pointer);
+
+  void save_leftover() noexcept;
+
+  std::unique_ptr<std::byte[]> input_;
+  const std::byte* next_ = nullptr;
+  const std::byte* end_ = nullptr;
+  session* user_ = nullptr;
+  std::vector<std::byte> output_;
+  bio_method_ptr method_;
+  bio_ptr bio_;
+};
+
+}  // namespace percore::tls

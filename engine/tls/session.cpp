@@ -1,0 +1,238 @@
+#include "engine/tls/session.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+
+#include "engine/tls/context.hpp"
+
+namespace percore::tls {
+
+namespace {
+
+// A burst begins with small records, which the peer can decrypt as soon as a part of the first congestion window has
+// come (RFC 6928: 10 segments), and goes on with the largest, which cost least.
+constexpr std::size_t small_record = 4 * 1024;
+constexpr std::size_t small_records_bytes = 16 * 1024;
+constexpr std::size_t large_record = SSL3_RT_MAX_PLAIN_LENGTH;
+
+tls_failure classify(unsigned long error) noexcept {
+  if (ERR_GET_LIB(error) != ERR_LIB_SSL) {
+    return error == 0 || ERR_GET_REASON(error) == ERR_R_MALLOC_FAILURE ? tls_failure::internal : tls_failure::protocol;
+  }
+  const int reason = ERR_GET_REASON(error);
+  if (reason > SSL_AD_REASON_OFFSET && reason < SSL_AD_REASON_OFFSET + 256) return tls_failure::alert;
+  switch (reason) {
+    case SSL_R_HTTP_REQUEST:
+    case SSL_R_HTTPS_PROXY_REQUEST:
+      return tls_failure::plain_http;
+    case SSL_R_WRONG_VERSION_NUMBER:
+    case SSL_R_PACKET_LENGTH_TOO_LONG:
+    case SSL_R_RECORD_TOO_SMALL:
+      return tls_failure::not_tls;
+    case SSL_R_NO_SHARED_CIPHER:
+    case SSL_R_UNSUPPORTED_PROTOCOL:
+    case SSL_R_UNSUPPORTED_SSL_VERSION:
+    case SSL_R_UNKNOWN_PROTOCOL:
+    case SSL_R_VERSION_TOO_LOW:
+    case SSL_R_NO_PROTOCOLS_AVAILABLE:
+    case SSL_R_NO_SUITABLE_KEY_SHARE:
+    case SSL_R_NO_SUITABLE_GROUPS:
+    case SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM:
+    case SSL_R_NO_SHARED_SIGNATURE_ALGORITHMS:
+    case SSL_R_NO_APPLICATION_PROTOCOL:
+      return tls_failure::nothing_shared;
+    case SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE:
+    case SSL_R_CERTIFICATE_VERIFY_FAILED:
+    case SSL_R_NO_CERTIFICATES_RETURNED:
+      return tls_failure::certificate;
+    case ERR_R_MALLOC_FAILURE:
+    case ERR_R_INTERNAL_ERROR:
+      return tls_failure::internal;
+    default:
+      return tls_failure::protocol;
+  }
+}
+
+}  // namespace
+
+session::session(io& wire, core_context& context, ssl_ptr made) noexcept
+    : io_(wire), context_(context), ssl_(std::move(made)), awaits_input_(SSL_is_server(ssl_.get()) == 1) {
+  ++context_.sessions;
+  BIO* bio = io_.take_bio();
+  SSL_set_bio(ssl_.get(), bio, bio);
+}
+
+session::~session() {
+  io_.forget(*this);
+  --context_.sessions;
+}
+
+void session::fail(tls_failure cause, const char* reason) noexcept {
+  if (failed_) return;
+  failed_ = true;
+  failure_ = cause;
+  reason_ = reason;
+}
+
+// What a call that has not succeeded means.
+status session::judge(int result) noexcept {
+  switch (SSL_get_error(ssl_.get(), result)) {
+    case SSL_ERROR_WANT_READ:
+      return failed_ ? status::failed : status::want_input;
+    case SSL_ERROR_ZERO_RETURN:
+      close_received_ = true;
+      return status::closed;
+    default: {
+      const unsigned long error = ERR_peek_error();
+      const char* text = ERR_reason_error_string(error);
+      fail(classify(error), text == nullptr ? "no memory" : text);
+      ERR_clear_error();
+      return status::failed;
+    }
+  }
+}
+
+status session::handshake() noexcept {
+  if (failed_) return status::failed;
+  io_.use(*this);
+  ERR_clear_error();
+  const int result = SSL_do_handshake(ssl_.get());
+  awaits_input_ = true;
+  if (result != 1) return judge(result);
+  established_ = true;
+  return status::done;
+}
+
+status session::read(std::span<std::byte> target, std::size_t& done) noexcept {
+  done = 0;
+  if (failed_) return status::failed;
+  if (close_received_) return status::closed;
+  io_.use(*this);
+  ERR_clear_error();
+  while (done < target.size()) {
+    std::size_t got = 0;
+    const int result = SSL_read_ex(ssl_.get(), target.data() + done, target.size() - done, &got);
+    if (result != 1) {
+      const status why = judge(0);
+      // What was decrypted before is handed out first; a lasting state is found again by the next call.
+      return done != 0 ? status::done : why;
+    }
+    done += got;
+    if (!io_.has_input() && SSL_pending(ssl_.get()) == 0) break;
+  }
+  return status::done;
+}
+
+bool session::pending() const noexcept {
+  if (failed_ || close_received_) return true;  // read() has that to tell
+  const bool received = io_.user_ == this ? io_.has_input() : kept_.size != 0;
+  return received || SSL_pending(ssl_.get()) != 0;
+}
+
+bool session::write(std::span<const std::byte> data) noexcept {
+  if (failed_ || close_sent_) return false;
+  io_.use(*this);
+  ERR_clear_error();
+  while (!data.empty()) {
+    const std::size_t record = burst_ < small_records_bytes ? small_record : large_record;
+    const std::size_t size = std::min(data.size(), record);
+    std::size_t written = 0;
+    if (SSL_write_ex(ssl_.get(), data.data(), size, &written) != 1) {
+      (void)judge(0);
+      fail(tls_failure::internal, "a record could not be written");
+      return false;
+    }
+    burst_ += written;
+    data = data.subspan(written);
+  }
+  return true;
+}
+
+void session::close_notify() noexcept {
+  if (!established_ || failed_ || close_sent_) return;
+  close_sent_ = true;
+  io_.use(*this);
+  ERR_clear_error();
+  (void)SSL_shutdown(ssl_.get());
+  ERR_clear_error();
+}
+
+void session::input_ended() noexcept {
+  if (!established_) fail(tls_failure::peer_gone, "the peer closed the connection in mid-handshake");
+}
+
+// Bytes that wait for this session -------------------------------------------------------------------------
+
+std::span<const std::byte> session::leftover() noexcept {
+  in_use_ = std::move(kept_);
+  kept_.size = 0;
+  return {in_use_.bytes.get(), in_use_.size};
+}
+
+void session::keep_leftover(std::span<const std::byte> bytes) noexcept {
+  kept_bytes fresh;
+  fresh.bytes.reset(new (std::nothrow) std::byte[bytes.size()]);
+  if (fresh.bytes == nullptr) {
+    fail(tls_failure::internal, "no memory for received records");
+    return;
+  }
+  std::memcpy(fresh.bytes.get(), bytes.data(), bytes.size());
+  fresh.size = bytes.size();
+  kept_ = std::move(fresh);
+  in_use_ = {};
+}
+
+// Questions -------------------------------------------------------------------------------------------------
+
+tls_info session::info() const noexcept {
+  tls_info result;
+  const SSL* ssl = ssl_.get();
+  result.version = static_cast<tls_version>(SSL_version(ssl));
+  if (const SSL_CIPHER* cipher = SSL_get_current_cipher(ssl)) result.cipher = SSL_CIPHER_get_name(cipher);
+  const unsigned char* protocol = nullptr;
+  unsigned length = 0;
+  SSL_get0_alpn_selected(ssl, &protocol, &length);
+  if (length != 0) result.alpn = {reinterpret_cast<const char*>(protocol), length};
+  if (const char* name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name)) result.server_name = name;
+  result.resumed = SSL_session_reused(ssl) == 1;
+  return result;
+}
+
+std::string take_openssl_error() {
+  const unsigned long error = ERR_peek_error();
+  const char* reason = ERR_reason_error_string(error);
+  std::string text = reason == nullptr ? "unknown error" : reason;
+  ERR_clear_error();
+  return text;
+}
+
+}  // namespace percore::tls
+
+std::string_view percore::name_of(tls_failure cause) noexcept {
+  switch (cause) {
+    case tls_failure::timed_out:
+      return "timed out";
+    case tls_failure::peer_gone:
+      return "peer gone";
+    case tls_failure::not_tls:
+      return "not TLS";
+    case tls_failure::plain_http:
+      return "plain HTTP";
+    case tls_failure::nothing_shared:
+      return "nothing shared";
+    case tls_failure::certificate:
+      return "certificate";
+    case tls_failure::alert:
+      return "alert";
+    case tls_failure::protocol:
+      return "protocol";
+    case tls_failure::internal:
+      return "internal";
+  }
+  return "unknown";
+}

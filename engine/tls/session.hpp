@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include <percore/tls.hpp>
+
+#include "engine/tls/io.hpp"
+#include "engine/tls/openssl.hpp"
+
+namespace percore::tls {
+
+class core_context;
+
+enum class status : std::uint8_t {
+  done,
+  want_input,  // receive more, then call again
+  closed,      // the peer's close_notify: nothing more will come
+  failed,      // for good; failure() and reason() tell why, and an alert may be waiting in the output
+};
+
+// One TLS conversation, of either side, without a socket: it takes ciphertext from the core's io and leaves there what
+// is to be sent, after every call. Used on its core's thread only.
+class session {
+ public:
+  // `made` is of `context`, which must outlive the session; takes the io's BIO.
+  session(io& wire, core_context& context, ssl_ptr made) noexcept;
+  session(const session&) = delete;
+  session& operator=(const session&) = delete;
+  ~session();
+
+  status handshake() noexcept;
+  // Decrypts into `target`, as much as fits of what has been received.
+  status read(std::span<std::byte> target, std::size_t& done) noexcept;
+  // Encrypts all of it. False: failed.
+  bool write(std::span<const std::byte> data) noexcept;
+  // Says goodbye, once; nothing before the handshake is done and nothing after a failure.
+  void close_notify() noexcept;
+  // The peer's FIN has come. Before its close_notify that is a truncation; in a handshake, its failure.
+  void input_ended() noexcept;
+
+  // Whether read() has something to decrypt or to hand out without another receive.
+  [[nodiscard]] bool pending() const noexcept;
+  // The handshake cannot go on without more from the peer; a client's begins without.
+  [[nodiscard]] bool awaits_input() const noexcept { return awaits_input_; }
+  [[nodiscard]] bool established() const noexcept { return established_; }
+  [[nodiscard]] bool close_received() const noexcept { return close_received_; }
+  [[nodiscard]] bool has_failed() const noexcept { return failed_; }
+
+  [[nodiscard]] tls_failure failure() const noexcept { return failure_; }
+  [[nodiscard]] std::string_view reason() const noexcept { return reason_; }
+  void fail(tls_failure cause, const char* reason) noexcept;
+
+  [[nodiscard]] tls_info info() const noexcept;
+  [[nodiscard]] std::vector<tls_peer_certificate> peer_certificates() const;
+  [[nodiscard]] SSL* ssl() const noexcept { return ssl_.get(); }
+  [[nodiscard]] core_context& context() const noexcept { return context_; }
+
+ private:
+  friend class io;
+  // Ciphertext that another session's turn found unread.
+  struct kept_bytes {
+    std::unique_ptr<std::byte[]> bytes;
+    std::size_t size = 0;
+  };
+  std::span<const std::byte> leftover() noexcept;
+  void keep_leftover(std::span<const std::byte> bytes) noexcept;
+  status judge(int result) noexcept;
+
+  io& io_;
+  core_context& context_;
+  ssl_ptr ssl_;
+  kept_bytes kept_;
+  kept_bytes in_use_;  // the io reads from it
+  std::size_t burst_ = 0;
+  bool awaits_input_;
+  bool established_ = false;
+  bool close_sent_ = false;
+  bool close_received_ = false;
+  bool failed_ = false;
+  tls_failure failure_ = tls_failure::internal;
+  const char* reason_ = "";
+};
+
+}  // namespace percore::tls

@@ -1,0 +1,228 @@
+#include "engine/tls/settings.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <system_error>
+
+#include <openssl/crypto.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509v3.h>
+
+namespace percore::tls {
+
+namespace {
+
+void warn(const tls_options& options, const std::string& text) {
+  if (options.on_warning) {
+    options.on_warning(text);
+  } else {
+    std::fprintf(stderr, "percore: %s\n", text.c_str());
+  }
+}
+
+std::string read_file(const std::string& path, const char* what) {
+  std::ifstream file(path, std::ios::binary);
+  std::string content;
+  if (file) content.assign(std::istreambuf_iterator<char>(file), {});
+  if (!file || file.bad()) {
+    throw tls_error(std::string(what) + " '" + path + "': " + std::generic_category().message(errno));
+  }
+  return content;
+}
+
+bio_ptr reader_of(const std::string& text) {
+  return bio_ptr(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
+}
+
+// A text and where it came from, for messages.
+struct source {
+  std::string text;
+  std::string name;
+};
+
+source open(const std::string& file, const std::string& pem, const char* what) {
+  if (!file.empty() && !pem.empty()) {
+    throw tls_error(std::string(what) + ": give a file or a text, not both ('" + file + "')");
+  }
+  if (!file.empty()) return {read_file(file, what), std::string(what) + " '" + file + "'"};
+  return {pem, std::string(what) + " (text)"};
+}
+
+der encode(X509* certificate) {
+  unsigned char* bytes = nullptr;
+  const int size = i2d_X509(certificate, &bytes);
+  if (size < 0) throw std::bad_alloc();
+  der result(bytes, bytes + size);
+  OPENSSL_free(bytes);
+  return result;
+}
+
+std::vector<x509_ptr> read_certificates(const source& from) {
+  std::vector<x509_ptr> result;
+  const bio_ptr bio = reader_of(from.text);
+  ERR_clear_error();
+  while (X509* certificate = PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr)) result.emplace_back(certificate);
+  const unsigned long error = ERR_peek_last_error();
+  const bool only_at_end = ERR_GET_LIB(error) == ERR_LIB_PEM && ERR_GET_REASON(error) == PEM_R_NO_START_LINE;
+  if (!only_at_end) throw tls_error(from.name + ": not a certificate in PEM: " + take_openssl_error());
+  ERR_clear_error();
+  if (result.empty()) throw tls_error(from.name + ": holds no certificate in PEM (-----BEGIN CERTIFICATE-----)");
+  return result;
+}
+
+struct passphrase_request {
+  const std::function<std::string()>* ask;
+  bool asked = false;
+};
+
+int passphrase_callback(char* target, int capacity, int, void* user) {
+  auto& request = *static_cast<passphrase_request*>(user);
+  request.asked = true;
+  if (!*request.ask) return -1;
+  std::string text;
+  try {
+    text = (*request.ask)();
+  } catch (...) {
+    return -1;  // no passphrase, no key
+  }
+  const auto size = std::min(text.size(), static_cast<std::size_t>(capacity));
+  std::copy_n(text.data(), size, target);
+  OPENSSL_cleanse(text.data(), text.size());
+  return static_cast<int>(size);
+}
+
+pkey_ptr read_key(const source& from, const std::function<std::string()>& passphrase) {
+  const bio_ptr bio = reader_of(from.text);
+  ERR_clear_error();
+  passphrase_request request{&passphrase};
+  pkey_ptr key(PEM_read_bio_PrivateKey(bio.get(), nullptr, passphrase_callback, &request));
+  if (key == nullptr) {
+    const std::string reason = take_openssl_error();
+    if (request.asked && !passphrase) throw tls_error(from.name + ": the key is encrypted and no passphrase is given");
+    if (request.asked) throw tls_error(from.name + ": the key cannot be decrypted (wrong passphrase?): " + reason);
+    throw tls_error(from.name + ": holds no private key in PEM: " + reason);
+  }
+  return key;
+}
+
+std::string to_lower(std::string text) {
+  for (char& c : text) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c | 0x20);
+  }
+  return text;
+}
+
+// The DNS names of subjectAltName; the common name when there are none, as certificates for oneself often are made.
+std::vector<std::string> names_of(X509* certificate) {
+  std::vector<std::string> result;
+  auto* names = static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
+  for (int i = 0; names != nullptr && i < sk_GENERAL_NAME_num(names); ++i) {
+    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
+    if (name->type != GEN_DNS) continue;
+    const auto* text = reinterpret_cast<const char*>(ASN1_STRING_get0_data(name->d.dNSName));
+    result.push_back(to_lower({text, static_cast<std::size_t>(ASN1_STRING_length(name->d.dNSName))}));
+  }
+  GENERAL_NAMES_free(names);
+  if (!result.empty()) return result;
+  std::string common(256, '\0');
+  const int size = X509_NAME_get_text_by_NID(X509_get_subject_name(certificate), NID_commonName, common.data(), 256);
+  if (size > 0) result.push_back(to_lower(common.substr(0, static_cast<std::size_t>(size))));
+  return result;
+}
+
+void check_dates(const tls_options& options, X509* certificate, const std::string& name) {
+  if (X509_cmp_current_time(X509_get0_notAfter(certificate)) < 0) {
+    warn(options, name + ": the certificate has expired; clients will refuse it");
+  } else if (X509_cmp_current_time(X509_get0_notBefore(certificate)) > 0) {
+    warn(options, name + ": the certificate is not valid yet; clients will refuse it");
+  }
+}
+
+loaded_certificate load_certificate(const tls_options& options, const tls_certificate& given) {
+  if (given.chain_file.empty() && given.chain_pem.empty()) {
+    throw tls_error("tls_certificate: chain_file or chain_pem must be given");
+  }
+  if (given.key_file.empty() && given.key_pem.empty()) {
+    throw tls_error("tls_certificate: key_file or key_pem must be given");
+  }
+  const source chain = open(given.chain_file, given.chain_pem, "certificate");
+  source key_text = open(given.key_file, given.key_pem, "key");
+  const std::vector<x509_ptr> certificates = read_certificates(chain);
+  const pkey_ptr key = read_key(key_text, given.passphrase);
+  OPENSSL_cleanse(key_text.text.data(), key_text.text.size());
+  if (X509_check_private_key(certificates.front().get(), key.get()) != 1) {
+    ERR_clear_error();
+    throw tls_error(key_text.name + " does not belong to the first certificate of " + chain.name);
+  }
+  check_dates(options, certificates.front().get(), chain.name);
+
+  loaded_certificate result;
+  for (const auto& certificate : certificates) result.chain.push_back(encode(certificate.get()));
+  unsigned char* bytes = nullptr;
+  const int size = i2d_PrivateKey(key.get(), &bytes);
+  if (size < 0) throw tls_error(key_text.name + ": " + take_openssl_error());
+  result.key.assign(bytes, bytes + size);
+  OPENSSL_clear_free(bytes, static_cast<std::size_t>(size));
+  result.key_type = EVP_PKEY_get_base_id(key.get());
+  for (const auto& name : given.names) result.names.push_back(to_lower(name));
+  if (result.names.empty()) result.names = names_of(certificates.front().get());
+  if (!given.ocsp_file.empty()) {
+    const std::string response = read_file(given.ocsp_file, "OCSP response");
+    if (response.empty() || response.size() > 65'535) {
+      throw tls_error("OCSP response '" + given.ocsp_file + "': must have from 1 to 65535 bytes of DER");
+    }
+    result.ocsp_response.assign(response.begin(), response.end());
+  }
+  return result;
+}
+
+std::vector<unsigned char> encode_alpn(const std::vector<std::string>& protocols) {
+  std::vector<unsigned char> result;
+  for (const auto& name : protocols) {
+    if (name.empty() || name.size() > 255) throw tls_error("alpn: a protocol's name has from 1 to 255 bytes");
+    result.push_back(static_cast<unsigned char>(name.size()));
+    result.insert(result.end(), name.begin(), name.end());
+  }
+  return result;
+}
+
+}  // namespace
+
+loaded_certificate::~loaded_certificate() {
+  if (!key.empty()) OPENSSL_cleanse(key.data(), key.size());
+}
+
+std::shared_ptr<const settings> load(const tls_options& options, tls_role role) {
+  if (options.min_version > options.max_version) throw tls_error("min_version is above max_version");
+  if (role == tls_role::server && options.certificates.empty()) throw tls_error("a server needs a certificate");
+  if (role == tls_role::client && options.certificates.size() > 1) {
+    throw tls_error("a client can show one certificate only");
+  }
+  if (options.verify_depth < 0 || options.verify_depth > 100) throw tls_error("verify_depth must be from 0 to 100");
+  if (options.ticket_key_lifetime.count() < 1 || options.ticket_key_lifetime > std::chrono::hours(24 * 7)) {
+    throw tls_error("ticket_key_lifetime must be from 1 s to 7 days");
+  }
+  if (options.session_lifetime.count() < 1 || options.session_lifetime > std::chrono::hours(24 * 7)) {
+    throw tls_error("session_lifetime must be from 1 s to 7 days");
+  }
+  auto made = std::make_shared<settings>();
+  made->options = options;
+  made->role = role;
+  for (const auto& certificate : options.certificates) {
+    made->certificates.push_back(load_certificate(options, certificate));
+  }
+  made->alpn = encode_alpn(options.alpn);
+  if (!options.authorities_file.empty() || !options.authorities_pem.empty()) {
+    const source from = open(options.authorities_file, options.authorities_pem, "authorities");
+    for (const auto& certificate : read_certificates(from)) made->authorities.push_back(encode(certificate.get()));
+  } else if (role == tls_role::server && options.clients != client_certificates::none) {
+    throw tls_error("client certificates are asked for, but neither authorities_file nor authorities_pem is given");
+  }
+  return made;
+}
+
+}  // namespace percore::tls
