@@ -63,6 +63,25 @@ void print_stats(const percore::core_stats& s) {
       {"events", s.events},
       {"messages", s.messages},
       {"halted", s.halted},
+      {"tls_handshakes", s.tls_handshakes},
+      {"tls_resumptions", s.tls_resumptions},
+      {"tls_v1_2", s.tls_v1_2},
+      {"tls_v1_3", s.tls_v1_3},
+      {"tls_aes_128_gcm", s.tls_aes_128_gcm},
+      {"tls_aes_256_gcm", s.tls_aes_256_gcm},
+      {"tls_chacha20_poly1305", s.tls_chacha20_poly1305},
+      {"tls_other_ciphers", s.tls_other_ciphers},
+      {"tls_truncated", s.tls_truncated},
+      {"tls_failed_records", s.tls_failed_records},
+      {"tls_failed_timed_out", s.tls_failed_timed_out},
+      {"tls_failed_peer_gone", s.tls_failed_peer_gone},
+      {"tls_failed_not_tls", s.tls_failed_not_tls},
+      {"tls_failed_plain_http", s.tls_failed_plain_http},
+      {"tls_failed_nothing_shared", s.tls_failed_nothing_shared},
+      {"tls_failed_certificate", s.tls_failed_certificate},
+      {"tls_failed_alert", s.tls_failed_alert},
+      {"tls_failed_protocol", s.tls_failed_protocol},
+      {"tls_failed_internal", s.tls_failed_internal},
   };
   for (const auto& row : rows) std::printf("%s %" PRIu64 "\n", row.name, row.value);
 }
@@ -75,7 +94,21 @@ void print_exception(std::exception_ptr exception) {
   }
 }
 
+void set_up_tls(options& opt) {
+  percore::tls_certificate certificate;
+  certificate.chain_file = opt.certificate_file;
+  certificate.key_file = opt.key_file;
+  if (opt.key_file.empty()) {
+    const self_signed::pem_pair made = self_signed::make(opt.key_type);
+    certificate.chain_pem = made.certificate;
+    certificate.key_pem = made.key;
+  }
+  opt.tls_settings.certificates.push_back(std::move(certificate));
+  opt.listener.tls.emplace(opt.tls_settings);
+}
+
 void serve(options& opt, std::size_t cores) {
+  if (opt.tls) set_up_tls(opt);
   application app(opt.handler, opt.kind, opt.body_bytes, cores);
   opt.server.on_exception = print_exception;
   if (app.all_slow()) opt.server.slot_bytes = slow_slot_bytes;
@@ -127,6 +160,8 @@ int main(int argc, char** argv) {
     options opt = percore_http::parse_options(argc, argv);
     return run(opt);
   } catch (const percore_http::usage_error& e) {
+    return bad_usage(e.what());
+  } catch (const percore::tls_error& e) {
     return bad_usage(e.what());
   } catch (const std::invalid_argument& e) {  // the library refuses an address, an option or a placement
     return bad_usage(e.what());

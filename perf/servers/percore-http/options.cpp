@@ -41,6 +41,15 @@ const char* const usage_text =
     "  --max-connections N         open connections of the server; more wait (default 0: no limit)\n"
     "  --max-connections-per-core N  the same for each core (default 0: as many as descriptors allow)\n"
     "\n"
+    "TLS\n"
+    "  --tls                       on all addresses\n"
+    "  --cert FILE, --key FILE     certificate chain and key in PEM; without them a self-signed pair is made\n"
+    "  --key-type TYPE             of that pair: ecdsa (P-256, the default), rsa2048 or rsa4096\n"
+    "  --tls-min V, --tls-max V    1.2 or 1.3 (default 1.2 to 1.3)\n"
+    "  --ciphers LIST, --ciphersuites LIST, --groups LIST\n"
+    "                              OpenSSL's lists for TLS 1.2, for TLS 1.3, and of the key exchange groups\n"
+    "  --tickets on|off            resumption (default on)\n"
+    "\n"
     "Time limits, in seconds such as 30 or 0.5; 0, the default, is none\n"
     "  --read-timeout S            for the next bytes, an idle keep-alive connection included\n"
     "  --write-timeout S           while the client takes no byte of a response\n"
@@ -92,6 +101,18 @@ bool parse_choice(const std::string& name, std::string_view text, std::string_vi
   if (text == no) return false;
   throw usage_error(name + ": " + std::string(yes) + " or " + std::string(no) + " expected, not '" +
                     std::string(text) + "'");
+}
+
+percore::tls_version parse_tls_version(const std::string& name, std::string_view text) {
+  return parse_choice(name, text, "1.2", "1.3") ? percore::tls_version::v1_2 : percore::tls_version::v1_3;
+}
+
+self_signed::key_type parse_key_type(const std::string& name, std::string_view text) {
+  using self_signed::key_type;
+  if (text == "ecdsa") return key_type::ecdsa_p256;
+  if (text == "rsa2048") return key_type::rsa2048;
+  if (text == "rsa4096") return key_type::rsa4096;
+  throw usage_error(name + ": ecdsa, rsa2048 or rsa4096 expected, not '" + std::string(text) + "'");
 }
 
 percore::steering parse_steering(const std::string& name, std::string_view text) {
@@ -148,6 +169,22 @@ constexpr value_option value_options[] = {
      [](options& o, const std::string& n, const char* v) {
        o.server.max_connections_per_core = parse_number(n, v, 0, gigabyte);
      }},
+    {"cert", [](options& o, const std::string&, const char* v) { o.certificate_file = v; }},
+    {"key", [](options& o, const std::string&, const char* v) { o.key_file = v; }},
+    {"key-type",
+     [](options& o, const std::string& n, const char* v) {
+       o.key_type = parse_key_type(n, v);
+       o.key_type_given = true;
+     }},
+    {"tls-min", [](options& o, const std::string& n,
+                   const char* v) { o.tls_settings.min_version = parse_tls_version(n, v); }},
+    {"tls-max", [](options& o, const std::string& n,
+                   const char* v) { o.tls_settings.max_version = parse_tls_version(n, v); }},
+    {"ciphers", [](options& o, const std::string&, const char* v) { o.tls_settings.ciphers = v; }},
+    {"ciphersuites", [](options& o, const std::string&, const char* v) { o.tls_settings.ciphersuites = v; }},
+    {"groups", [](options& o, const std::string&, const char* v) { o.tls_settings.groups = v; }},
+    {"tickets", [](options& o, const std::string& n,
+                   const char* v) { o.tls_settings.tickets = parse_choice(n, v, "on", "off"); }},
     {"read-timeout",
      [](options& o, const std::string& n, const char* v) { o.listener.read_timeout = parse_seconds(n, v); }},
     {"write-timeout",
@@ -186,6 +223,7 @@ void set_kind(options& opt, body_kind kind) {
 constexpr flag_option flag_options[] = {
     {"aes128", [](options& o) { set_kind(o, body_kind::aes128); }},
     {"sha256", [](options& o) { set_kind(o, body_kind::sha256); }},
+    {"tls", [](options& o) { o.tls = true; }},
     {"plan", [](options& o) { o.what = options::action::print_plan; }},
     {"stats", [](options& o) { o.print_stats = true; }},
     {"help", [](options& o) { o.what = options::action::print_help; }},
@@ -228,6 +266,9 @@ void complete(options& opt) {
   if (opt.server.placement.cores != 0 && !opt.server.placement.cpus.empty()) {
     throw usage_error("--cores and --cpus exclude each other");
   }
+  if (opt.certificate_file.empty() != opt.key_file.empty()) throw usage_error("--cert and --key need each other");
+  if (opt.key_type_given && !opt.key_file.empty()) throw usage_error("--key-type and --key exclude each other");
+  if (!opt.tls && (opt.key_type_given || !opt.key_file.empty())) throw usage_error("--cert, --key and --key-type need --tls");
   if (opt.addresses.empty()) opt.addresses.emplace_back("127.0.0.1:8080");
   // A head must fit one read buffer. 16 MiB are the engine's limit.
   opt.server.read_buffer_bytes = std::max(opt.server.read_buffer_bytes, opt.handler.limits.head_bytes);

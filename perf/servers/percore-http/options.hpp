@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "perf/servers/percore-http/handler.hpp"
+#include "perf/servers/self_signed.hpp"
 
 namespace percore_http {
 
@@ -37,6 +38,12 @@ struct options {
   handler_options handler;
   percore::server_options server = own_descriptors();
   percore::listen_options listener;
+  bool tls = false;
+  percore::tls_options tls_settings;  // with `tls`: without a certificate, one is made
+  self_signed::key_type key_type = self_signed::key_type::ecdsa_p256;
+  bool key_type_given = false;
+  std::string certificate_file;
+  std::string key_file;
   std::string topology;  // with print_plan: of a machine that is not there; empty: of this one
   bool print_stats = false;
 };
