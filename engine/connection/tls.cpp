@@ -116,7 +116,10 @@ slot::progress slot::advance_handshake() noexcept {
     const tls::status result = secure->handshake();
     core->handshake_left_ns -= sys::monotonic_ns() - begun;
     if (!send_records(0)) return progress::failed;
-    if (result == tls::status::done) return progress::done;
+    if (result == tls::status::done) {
+      if (secure->pending()) readable = true;  // the first request came with the last flight
+      return progress::done;
+    }
     if (result != tls::status::want_input) return progress::failed;
   }
 }
@@ -270,8 +273,8 @@ ssize_t slot::receive_records() noexcept {
 // What receive() is for plain connections: the same results, and `readable` stays set while the session has more to
 // give than fits `into`.
 ssize_t slot::receive_decrypted(std::byte* into, std::size_t capacity) noexcept {
-  for (;;) {
-    if (secure->pending()) {
+  for (bool fresh = false;; fresh = true) {
+    if (fresh || secure->pending()) {
       std::size_t decrypted = 0;
       const tls::status result = secure->read({into, capacity}, decrypted);
       if (!send_records(0)) {

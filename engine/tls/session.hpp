@@ -44,7 +44,7 @@ class session {
   void input_ended() noexcept;
 
   // Whether read() has something to decrypt or to hand out without another receive.
-  [[nodiscard]] bool pending() const noexcept;
+  [[nodiscard]] bool pending() const noexcept { return more_ || failed_; }
   // The handshake cannot go on without more from the peer; a client's begins without.
   [[nodiscard]] bool awaits_input() const noexcept { return awaits_input_; }
   [[nodiscard]] bool established() const noexcept { return established_; }
@@ -69,6 +69,7 @@ class session {
   };
   std::span<const std::byte> leftover() noexcept;
   void keep_leftover(std::span<const std::byte> bytes) noexcept;
+  void begin_operation() noexcept;
   status judge(int result) noexcept;
 
   io& io_;
@@ -77,6 +78,7 @@ class session {
   kept_bytes kept_;
   kept_bytes in_use_;  // the io reads from it
   std::size_t burst_ = 0;
+  bool more_ = false;  // the last read has left something, if only the news that the stream has ended
   bool awaits_input_;
   bool established_ = false;
   bool close_sent_ = false;
