@@ -73,7 +73,8 @@ struct server_options {
   // Called on the core's thread when an exception leaves a handler (the connection is then closed) or a function
   // given to post(); must not throw. Default: nothing but the count in stats().handler_errors.
   std::function<void(std::exception_ptr)> on_exception;
-  // Called while listening and starting with one line of text. Default: standard error.
+  // Called during start(), on its thread, with one line of text: options that the kernel lacks, a placement that is
+  // not all that was asked for, memory that could not be bound to its NUMA node. Default: standard error.
   std::function<void(const std::string&)> on_warning;
 };
 

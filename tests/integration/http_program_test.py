@@ -1,5 +1,6 @@
 """percore-http as a program: its options, its bodies, how it ends."""
 
+import glob
 import hashlib
 import os
 import re
@@ -137,6 +138,27 @@ class Listening(unittest.TestCase):
                             self.assertTrue(client.at_end())
                         except ConnectionResetError:
                             self.assertEqual(option, "--lifetime-timeout")
+
+
+class Memory(unittest.TestCase):
+    # hwloc takes this for the machine (its manual, "Environment Variables"): two nodes with numbers that the kernel
+    # does not have, so that it refuses what it is asked to bind to them. The first has all CPUs of this process.
+    other_nodes = {"HWLOC_SYNTHETIC": f"numa:2(indexes=900,901) pu:{max(os.sched_getaffinity(0)) + 1}",
+                   "HWLOC_THISSYSTEM": "1"}
+
+    def test_a_node_that_the_kernel_refuses_is_told_once(self):
+        with Server("--unit", "thread", environment=self.other_nodes) as server:
+            with server.client() as client:
+                self.assertEqual(client.ask()[0], 200)
+            self.assertEqual(server.end(), 0)
+            self.assertRegex(server.errors, r"\Apercore: [^\n]* NUMA node 900\b[^\n]*\n\Z")
+
+    def test_one_node_alone_gives_no_warning(self):
+        if len(glob.glob("/sys/devices/system/node/node[0-9]*")) > 1:
+            self.skipTest("this machine has several NUMA nodes, and may really refuse")
+        with Server("--unit", "thread") as server:
+            self.assertEqual(server.end(), 0)
+            self.assertNotIn("NUMA", server.errors)
 
 
 class Ending(unittest.TestCase):
