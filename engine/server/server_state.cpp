@@ -410,6 +410,10 @@ server_stats server_state::stats() const {
     result.cores.push_back(c->stats());
     result.total += result.cores.back();
   }
+  for (const auto& l : listeners_) {
+    const sys::steering_decision& steering = l->group->steered_by();
+    result.listeners.push_back({l->group->bound_address(), steering.method, steering.reason});
+  }
   return result;
 }
 

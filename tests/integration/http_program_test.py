@@ -111,12 +111,15 @@ class Listening(unittest.TestCase):
     def test_steering_backlog_cpus(self):
         cpu = str(min(os.sched_getaffinity(0)))
         for mode in ("automatic", "hash", "incoming_cpu", "cbpf"):
-            with Server("--steering", mode, "--backlog", "16", "--cpus", cpu, "--unit", "thread") as server:
+            with Server("--steering", mode, "--backlog", "16", "--cpus", cpu, "--unit", "thread", "--stats") as server:
                 with server.client() as client:
                     self.assertEqual(client.ask()[0], 200)
                 self.assertEqual(server.end(), 0)
                 self.assertEqual(server.cores(), [(1, 1)])
                 self.assertIn(f"core 0 cpu {cpu} ", server.output)
+                listener = f"listener {server.addresses[0]} steered by hash: "
+                why = "chosen by the caller" if mode == "hash" else "there is only one core"
+                self.assertIn(listener + why + "\n", server.output)
 
     def test_limits_of_connections_make_others_wait(self):
         for option in ("--max-connections", "--max-connections-per-core"):

@@ -58,7 +58,7 @@ const char* const usage_text =
     "\n"
     "  --private-descriptors on|off  a descriptor table for each core (default on)\n"
     "\n"
-    "  --stats                     print the engine's counters at the end\n"
+    "  --stats                     at the end print how listeners are steered and the engine's counters\n"
     "  --help, --version\n";
 
 namespace {
