@@ -52,6 +52,8 @@ const char* const usage_text =
     "  --unit core|thread          one core thread per physical core (default) or hardware thread\n"
     "  --cores N                   so many of them (default: all, or what the cgroup's quota allows)\n"
     "  --cpus LIST                 exactly these CPUs, as in 0-3,8\n"
+    "  --numa-nodes LIST|all       only the CPUs of these NUMA nodes, filled in this order, as in 1,0\n"
+    "                              (default all)\n"
     "  --plan                      print where the cores would run, and end\n"
     "  --topology NAME             with --plan: on another machine, such as c5.metal or an hwloc "
     "description\n"
@@ -101,6 +103,16 @@ percore::steering parse_steering(const std::string& name, std::string_view text)
   }
   throw usage_error(name + ": automatic, hash, incoming_cpu or cbpf expected, not '" + std::string(text) +
                     "'");
+}
+
+// Empty, which the library takes for all.
+std::vector<unsigned> parse_nodes(const std::string& name, std::string_view text) {
+  if (text == "all") return {};
+  try {
+    return percore::parse_cpu_list(text);  // kernel numbers in the same notation
+  } catch (const std::invalid_argument&) {
+    throw usage_error(name + ": all or numbers of NUMA nodes such as 0,2-3 expected, not '" + std::string(text) + "'");
+  }
 }
 
 // An option that takes a value, and what it does with it.
@@ -169,6 +181,8 @@ constexpr value_option value_options[] = {
      }},
     {"cpus", [](options& o, const std::string&,
                 const char* v) { o.server.placement.cpus = percore::parse_cpu_list(v); }},
+    {"numa-nodes", [](options& o, const std::string& n,
+                      const char* v) { o.server.placement.numa_nodes = parse_nodes(n, v); }},
     {"topology", [](options& o, const std::string&, const char* v) { o.topology = v; }},
 };
 
@@ -227,6 +241,9 @@ void complete(options& opt) {
     throw usage_error("--topology needs --plan");
   if (opt.server.placement.cores != 0 && !opt.server.placement.cpus.empty()) {
     throw usage_error("--cores and --cpus exclude each other");
+  }
+  if (!opt.server.placement.numa_nodes.empty() && !opt.server.placement.cpus.empty()) {
+    throw usage_error("--numa-nodes and --cpus exclude each other");
   }
   if (opt.addresses.empty()) opt.addresses.emplace_back("127.0.0.1:8080");
   // A head must fit one read buffer. 16 MiB are the engine's limit.
