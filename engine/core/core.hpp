@@ -52,6 +52,11 @@ class core {
   void close_poller() noexcept { resources_.poller.close(); }
 
   [[nodiscard]] const std::shared_ptr<loop::mailbox>& mailbox() const noexcept { return resources_.mailbox; }
+  // The kernel refused to bind the slots or the buffers to settings::numa_node.
+  [[nodiscard]] bool memory_binding_refused() const noexcept {
+    return slot_memory_.binding() == sys::numa_binding::refused ||
+           buffer_memory_.binding() == sys::numa_binding::refused;
+  }
   [[nodiscard]] core_stats stats() const noexcept { return resources_.counters.snapshot(); }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -126,6 +127,7 @@ void server_state::start() {
     bind_listeners();
     start_threads();
     wait_until_prepared();
+    warn_of_distant_memory();
     listen_all();
     if (options_.private_descriptors) {
       for (auto& l : listeners_) l->group->close_here();  // each core has its own by now
@@ -205,6 +207,19 @@ void server_state::wait_until_prepared() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return prepared_ == cores_.size() || failure_; });
   if (failure_) std::rethrow_exception(failure_);
+}
+
+// Once for each node. Without a binding the kernel takes a page from the node of the thread that touches it first,
+// here the core's own, unless a policy of the process or NUMA balancing decides otherwise (numa(7)).
+void server_state::warn_of_distant_memory() const {
+  std::set<unsigned> refused;
+  for (std::size_t i = 0; i < cores_.size(); ++i) {
+    if (cores_[i]->memory_binding_refused()) refused.insert(plan_.cores[i].numa_node);
+  }
+  for (const unsigned node : refused) {
+    warn("the kernel refuses to bind memory to NUMA node " + std::to_string(node) +
+         ": the slots and buffers of its cores may lie on another node");
+  }
 }
 
 void server_state::abort_start() noexcept {
@@ -410,6 +425,10 @@ server_stats server_state::stats() const {
   for (const auto& c : cores_) {
     result.cores.push_back(c->stats());
     result.total += result.cores.back();
+  }
+  for (const auto& l : listeners_) {
+    const sys::steering_decision& steering = l->group->steered_by();
+    result.listeners.push_back({l->group->bound_address(), steering.method, steering.reason});
   }
   return result;
 }

@@ -59,6 +59,7 @@ class server_state {
   void run_core(std::size_t index) noexcept;
   void prepare_core(std::size_t index);
   void wait_until_prepared();
+  void warn_of_distant_memory() const;
   void abort_start() noexcept;
   void signal_all(loop::mailbox::signals bits) noexcept;
   void end_core(std::size_t index) noexcept;

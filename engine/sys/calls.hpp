@@ -204,26 +204,25 @@ inline int epoll_create1(int flags) noexcept {
   return or_errno(::epoll_create1(flags));
 }
 
-inline int epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept {
-  PERCORE_FAULT_POINT(epoll_ctl_add, fd);
+// What epoll_add and epoll_modify have in common.
+inline int epoll_set(int operation, int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept {
   epoll_event event{};
   event.events = events;
   event.data.u64 = data;
 #ifdef PERCORE_FAULTS
   note_epoll_add(epoll_fd, fd, events, data);
 #endif
-  return or_errno(::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event));
+  return or_errno(::epoll_ctl(epoll_fd, operation, fd, &event));
+}
+
+inline int epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept {
+  PERCORE_FAULT_POINT(epoll_ctl_add, fd);
+  return epoll_set(EPOLL_CTL_ADD, epoll_fd, fd, events, data);
 }
 
 inline int epoll_modify(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept {
   PERCORE_FAULT_POINT(epoll_ctl_mod, fd);
-  epoll_event event{};
-  event.events = events;
-  event.data.u64 = data;
-#ifdef PERCORE_FAULTS
-  note_epoll_add(epoll_fd, fd, events, data);
-#endif
-  return or_errno(::epoll_ctl(epoll_fd, EPOLL_CTL_MOD, fd, &event));
+  return epoll_set(EPOLL_CTL_MOD, epoll_fd, fd, events, data);
 }
 
 inline int epoll_delete(int epoll_fd, int fd) noexcept {

@@ -23,8 +23,6 @@ class option_report {
   // required. `error` is a positive errno value, or 0 if the kernel reported none.
   void degraded(socket_option option, int error, std::string_view reason);
 
-  bool has_degraded(socket_option option) const noexcept { return reported_.contains(option); }
-
  private:
   address where_;
   socket_option_set required_;

@@ -42,8 +42,7 @@ class core_thread {
   void join();
 
   [[nodiscard]] bool joinable() const noexcept { return running_; }
-  [[nodiscard]] pthread_t native_id() const noexcept { return thread_; }  // only while joinable()
-  [[nodiscard]] pid_t kernel_id() const noexcept { return kernel_id_; }   // gettid(2); 0 unless joinable()
+  [[nodiscard]] pid_t kernel_id() const noexcept { return kernel_id_; }  // gettid(2); 0 unless joinable()
 
  private:
   void swap(core_thread& other) noexcept {

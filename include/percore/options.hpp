@@ -82,7 +82,8 @@ struct server_options {
   // Called on the core's thread when a TLS handshake has failed: the cause, OpenSSL's reason (valid forever; may be
   // empty) and the peer; must not throw. Default: nothing but the counts in stats().
   std::function<void(tls_failure, std::string_view, const address&)> on_tls_failure;
-  // Called while listening and starting with one line of text. Default: standard error.
+  // Called during start(), on its thread, with one line of text: options that the kernel lacks, a placement that is
+  // not all that was asked for, memory that could not be bound to its NUMA node. Default: standard error.
   std::function<void(const std::string&)> on_warning;
 };
 
@@ -91,6 +92,9 @@ struct listen_options {
   socket_options socket;
 
   // Timeouts; 0 is none, resolution 1 ms, longest 49 days (2^32 - 1 ms). What runs out fails with errc::timed_out.
+  // They count from the time of the loop turn in which the operation starts (the connection, for the lifetime; the
+  // bytes, for the idle time), since a core reads the clock once per turn. So one may run out early, by as long as what
+  // ran before it in the same turn took: keep them well above what handlers do without waiting.
   std::chrono::milliseconds read_timeout{0};      // one read operation, from its call until it is done
   std::chrono::milliseconds write_timeout{0};     // unsent bytes of which the socket takes none for so long
   std::chrono::milliseconds idle_timeout{0};      // no byte in either direction while an operation waits

@@ -28,6 +28,12 @@ concept connection_handler = requires(const std::decay_t<F>& f, connection& conn
   { f(conn) } -> std::same_as<task<>>;
 };
 
+// A pointer to a member function that can be called on `Object` as a handler.
+template <class Member, class Object>
+concept member_handler = std::is_member_function_pointer_v<Member> && requires(Object& o, Member m, connection& conn) {
+  { (o.*m)(conn) } -> std::same_as<task<>>;
+};
+
 namespace detail {
 
 // Owns the handler: a coroutine lambda's captures live in the closure, not in the coroutine's frame.
@@ -72,18 +78,21 @@ class server {
   std::size_t listen(const address& where, F&& handler, listen_options options = {}) {
     return add_listener(where, detail::handler(std::forward<F>(handler)), std::move(options));
   }
-  // A member function of `object` (which must outlive the server) as the handler.
-  template <class T>
-  std::size_t listen(const address& where, T& object, task<> (T::*member)(connection&),
-                     listen_options options = {}) {
-    return listen(where, [&object, member](connection& conn) { return (object.*member)(conn); },
-                  std::move(options));
+  // A member function of `object` (which must outlive the server) as the handler; const, noexcept or of a base class
+  // as well. All cores call it at once.
+  template <class T, member_handler<T> M>
+  std::size_t listen(const address& where, T& object, M member, listen_options options = {}) {
+    return listen(where, member_of(object, member), std::move(options));
   }
   // Adopts a descriptor that is bound and listens already (as systemd passes them). Once this returns the server owns
   // it and closes it, also when start() fails. All cores accept from it.
   template <connection_handler F>
   std::size_t listen_fd(int fd, F&& handler, listen_options options = {}) {
     return add_listener_fd(fd, detail::handler(std::forward<F>(handler)), std::move(options));
+  }
+  template <class T, member_handler<T> M>
+  std::size_t listen_fd(int fd, T& object, M member, listen_options options = {}) {
+    return listen_fd(fd, member_of(object, member), std::move(options));
   }
 
   // Opens every listener and starts every core, or throws and leaves nothing behind: listen_error names the address,
@@ -124,6 +133,10 @@ class server {
   [[nodiscard]] bool stopping() const noexcept;                   // a shutdown or halt has begun. Any thread.
 
  private:
+  template <class T, class M>
+  static auto member_of(T& object, M member) {
+    return [&object, member](connection& conn) { return (object.*member)(conn); };
+  }
   std::size_t add_listener(const address& where, detail::handler handler, listen_options options);
   std::size_t add_listener_fd(int fd, detail::handler handler, listen_options options);
   post_result post_message(std::size_t core, detail::message&& what);

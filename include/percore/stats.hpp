@@ -2,7 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
+
+#include <percore/address.hpp>
+#include <percore/socket_options.hpp>
 
 namespace percore {
 
@@ -57,9 +61,17 @@ struct core_stats {
   core_stats& operator+=(const core_stats& other) noexcept;
 };
 
+// What became of a listener at start(); it does not change while the server runs.
+struct listener_stats {
+  address where;                            // what it really listens on
+  steering steered_by = steering::hash;     // how connections find their core; never automatic
+  std::string steering_reason;              // why so, in a few words for a person to read
+};
+
 struct server_stats {
   std::vector<core_stats> cores;
   core_stats total;
+  std::vector<listener_stats> listeners;  // by their numbers
 };
 
 }  // namespace percore

@@ -246,15 +246,13 @@ TEST_CASE_FIXTURE(clean_process, "accept: the poller refuses a connection with u
       co_return slept;
     };
   }
-  listen_options small;
-  small.socket.send_buffer_bytes = 4096;
   test_server server(
       [&](connection& conn) -> task<> {
         const alive frame;
         const bool ok = co_await attempt(conn, text);
         results.put({ok, conn.error()});
       },
-      one_core(), small);
+      one_core(), small_send_buffer());
   injected faults(failing(call::epoll_ctl_add, ENOSPC, 1));
   client::options how;
   how.receive_buffer_bytes = 4096;

@@ -187,9 +187,7 @@ void check_stage(const stage& at, cause why, bool while_shutting_down) {
   INFO(std::string(at.name));
   const clean_process nothing_left;
   report to;
-  listen_options small;
-  small.socket.send_buffer_bytes = 4096;
-  test_server server([&](connection& conn) { return at.run(conn, to); }, one_core(), small);
+  test_server server([&](connection& conn) { return at.run(conn, to); }, one_core(), small_send_buffer());
   client::options how;
   how.receive_buffer_bytes = 4096;
   client peer(server.where(), how);

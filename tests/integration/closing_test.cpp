@@ -15,18 +15,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-listen_options small_send_buffer() {
-  listen_options options;
-  options.socket.send_buffer_bytes = 4096;
-  return options;
-}
-
-bool still_serves(const test_server& server) {
-  client peer = server.connect();
-  peer.send_all("ping");
-  return peer.recv_exactly(4) == "ping";
-}
-
 // A handler that waits in `stage` until something ends its connection.
 task<> wait_in(connection& conn, char stage, channel<std::error_code>& ends) {
   const std::string large(4'000'000, 'x');

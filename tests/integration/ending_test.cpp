@@ -17,18 +17,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-listen_options small_send_buffer() {
-  listen_options options;
-  options.socket.send_buffer_bytes = 4096;
-  return options;
-}
-
-bool still_serves(const test_server& server) {
-  client peer = server.connect();
-  peer.send_all("ping");
-  return peer.recv_exactly(4) == "ping";
-}
-
 // The first byte that the client sends chooses what its handler waits in when the client goes.
 class stages {
  public:

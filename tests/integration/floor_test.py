@@ -1,54 +1,29 @@
 """perf/servers/floor over real sockets: its bytes, its options, its exit statuses."""
 
 import os
-import re
-import select
+import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import time
 import unittest
 
-FLOOR = os.path.join(os.environ["PERCORE_BIN_DIR"], "floor")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from programs import (PATIENCE, Server, connect, has_ipv6, receive_exactly, receive_to_end,  # noqa: E402
+                      run)
+
 REQUEST = b"GET / HTTP/1.1\r\nHost: floor\r\n\r\n"
-WAIT_S = 30
 
 
-class Floor:
-    """A running floor on a port of the kernel's choice."""
-
-    def __init__(self, *options, listen="127.0.0.1:0"):
-        self.process = subprocess.Popen([FLOOR, "--listen", listen, *options],
-                                        stdout=subprocess.PIPE, text=True)
-        if not select.select([self.process.stdout], [], [], WAIT_S)[0]:
-            raise AssertionError("floor printed nothing")
-        self.line = self.process.stdout.readline()
-        self.port = int(self.line.rpartition(":")[2])
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.end(signal.SIGTERM)
-
-    def end(self, number):
-        self.process.send_signal(number)
-        status = self.process.wait(WAIT_S)
-        self.process.stdout.close()
-        return status
-
-    def connect(self):
-        return socket.create_connection(("127.0.0.1", self.port), WAIT_S)
+def floor_server(*options, listen="127.0.0.1:0"):
+    return Server("floor", "--listen", listen, *options)
 
 
-def read_exactly(connection, count):
-    data = b""
-    while len(data) < count:
-        more = connection.recv(count - len(data))
-        if not more:
-            raise AssertionError(f"end of stream after {len(data)} of {count} bytes")
-        data += more
-    return data
+def ask(floor):
+    connection = connect(floor.address)
+    connection.sendall(REQUEST)
+    return connection
 
 
 def expected(body_bytes, connection):
@@ -61,10 +36,10 @@ def expected(body_bytes, connection):
 
 class Responses(unittest.TestCase):
     def check_curl(self, body_bytes, keep_alive, *options):
-        with Floor("--body", str(body_bytes), "--keep-alive", keep_alive, *options) as floor:
+        with floor_server("--body", str(body_bytes), "--keep-alive", keep_alive, *options) as floor:
             for _ in range(2):
-                answer = subprocess.run(["curl", "-sSi", f"http://127.0.0.1:{floor.port}/"], check=True,
-                                        timeout=WAIT_S, stdout=subprocess.PIPE).stdout
+                answer = subprocess.run(["curl", "-sSi", f"http://{floor.address}/"], check=True,
+                                        timeout=PATIENCE, stdout=subprocess.PIPE).stdout
                 connection = "keep-alive" if keep_alive == "on" else "close"
                 self.assertRegex(answer, b"^" + expected(body_bytes, connection) + b"$")
 
@@ -83,38 +58,29 @@ class Responses(unittest.TestCase):
 
     def test_keep_alive_answers_on_one_connection(self):
         for options in ([], ["--accept-first-read", "on"], ["--defer-accept", "10"]):
-            with self.subTest(options=options), Floor("--body", "100", *options) as floor:
-                with floor.connect() as connection:
+            with self.subTest(options=options), floor_server("--body", "100", *options) as floor:
+                with connect(floor.address) as connection:
                     answers = set()
                     for _ in range(100):
                         connection.sendall(REQUEST)
                         head = b""
                         while not head.endswith(b"\r\n\r\n"):
-                            head += read_exactly(connection, 1)
-                        answers.add(head + read_exactly(connection, 100))
+                            head += receive_exactly(connection, 1)
+                        answers.add(head + receive_exactly(connection, 100))
                 self.assertEqual(len(answers), 1)
 
     def test_without_keep_alive_the_stream_ends(self):
-        with Floor("--keep-alive", "off") as floor, floor.connect() as connection:
-            connection.sendall(REQUEST)
-            answer = b""
-            while more := connection.recv(65536):
-                answer += more
-            self.assertRegex(answer, b"^" + expected(1024, "close") + b"$")
+        with floor_server("--keep-alive", "off") as floor, ask(floor) as connection:
+            self.assertRegex(receive_to_end(connection), b"^" + expected(1024, "close") + b"$")
 
     def test_half_close_is_answered_then_closed(self):
-        with Floor("--body", "1") as floor, floor.connect() as connection:
-            connection.sendall(REQUEST)
+        with floor_server("--body", "1") as floor, ask(floor) as connection:
             connection.shutdown(socket.SHUT_WR)
-            answer = b""
-            while more := connection.recv(65536):
-                answer += more
-            self.assertRegex(answer, b"^" + expected(1, "keep-alive") + b"$")
+            self.assertRegex(receive_to_end(connection), b"^" + expected(1, "keep-alive") + b"$")
 
     def test_a_body_larger_than_the_socket_buffer_arrives_whole(self):
         body_bytes = 32 << 20
-        with Floor("--body", str(body_bytes), "--keep-alive", "off") as floor, floor.connect() as connection:
-            connection.sendall(REQUEST)
+        with floor_server("--body", str(body_bytes), "--keep-alive", "off") as floor, ask(floor) as connection:
             received = 0
             while more := connection.recv(1 << 20):
                 received += len(more)
@@ -123,49 +89,46 @@ class Responses(unittest.TestCase):
 
     @staticmethod
     def affinities(floor):
-        return [os.sched_getaffinity(int(thread)) for thread in os.listdir(f"/proc/{floor.process.pid}/task")]
+        return [os.sched_getaffinity(int(thread)) for thread in os.listdir(f"/proc/{floor.pid}/task")]
 
     def test_several_loops_share_one_port(self):
         cpus = sorted(os.sched_getaffinity(0))
-        with Floor("--cpus", ",".join(map(str, cpus)), "--keep-alive", "off") as floor:
-            deadline = time.monotonic() + WAIT_S
+        with floor_server("--cpus", ",".join(map(str, cpus)), "--keep-alive", "off") as floor:
+            deadline = time.monotonic() + PATIENCE
             while not all({cpu} in self.affinities(floor) for cpu in cpus):
                 self.assertLess(time.monotonic(), deadline, "the loops are not pinned")
                 time.sleep(0.001)
             for _ in range(50):
-                with floor.connect() as connection:
-                    connection.sendall(REQUEST)
-                    self.assertTrue(read_exactly(connection, 15).endswith(b"200 OK"))
+                with ask(floor) as connection:
+                    self.assertTrue(receive_exactly(connection, 15).endswith(b"200 OK"))
 
 
 class Life(unittest.TestCase):
     def test_prints_its_address(self):
-        with Floor() as floor:
-            self.assertRegex(floor.line, r"^listening on 127\.0\.0\.1:[1-9]\d*\n$")
+        with floor_server() as floor:
+            self.assertRegex(floor.address, r"\A127\.0\.0\.1:[1-9]\d*\Z")
 
     def test_serves_ipv6(self):
-        if not os.path.exists("/proc/net/if_inet6"):
-            self.skipTest("this kernel has no IPv6")
-        with Floor(listen="[::1]:0") as floor:
-            self.assertRegex(floor.line, r"^listening on \[::1\]:[1-9]\d*\n$")
-            with socket.create_connection(("::1", floor.port), WAIT_S) as connection:
-                connection.sendall(REQUEST)
-                self.assertEqual(read_exactly(connection, 15), b"HTTP/1.1 200 OK")
+        if not has_ipv6():
+            self.skipTest("this machine has no IPv6")
+        with floor_server(listen="[::1]:0") as floor:
+            self.assertRegex(floor.address, r"\A\[::1\]:[1-9]\d*\Z")
+            with ask(floor) as connection:
+                self.assertEqual(receive_exactly(connection, 15), b"HTTP/1.1 200 OK")
 
     def test_signals_end_it_with_status_0(self):
         for number in (signal.SIGINT, signal.SIGTERM):
-            floor = Floor()
-            with floor.connect() as connection:
-                connection.sendall(REQUEST)
-                read_exactly(connection, 15)
-                self.assertEqual(floor.end(number), 0)
+            with floor_server() as floor, ask(floor) as connection:
+                receive_exactly(connection, 15)
+                floor.signal(number)
+                self.assertEqual(floor.wait(), (0, ""))
 
     def test_help(self):
-        done = subprocess.run([FLOOR, "--help"], stdout=subprocess.PIPE, text=True, timeout=WAIT_S)
-        self.assertEqual(done.returncode, 0)
+        status, output, errors = run("floor", "--help")
+        self.assertEqual((status, errors), (0, ""))
         for option in ("listen", "body", "keep-alive", "cpus", "defer-accept", "fin-with-data",
                        "accept-first-read", "backlog"):
-            self.assertIn(f"--{option}", done.stdout)
+            self.assertIn(f"--{option}", output)
 
     def test_bad_usage_is_status_2(self):
         here = ["--listen", "127.0.0.1:0"]
@@ -177,20 +140,17 @@ class Life(unittest.TestCase):
                           [*here, "--backlog", "0"], [*here, "--no-such-option"], [*here, "argument"],
                           ["--listen"]):
             with self.subTest(arguments=arguments):
-                done = subprocess.run([FLOOR, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                      text=True, timeout=WAIT_S)
-                self.assertEqual(done.returncode, 2)
-                self.assertEqual(done.stdout, "")
-                self.assertTrue(re.search("floor: ", done.stderr), done.stderr)
+                status, output, errors = run("floor", *arguments)
+                self.assertEqual((status, output), (2, ""))
+                self.assertIn("floor: ", errors)
 
     def test_a_taken_address_is_status_1(self):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            done = subprocess.run([FLOOR, "--listen", f"127.0.0.1:{taken.getsockname()[1]}"],
-                                  stderr=subprocess.PIPE, text=True, timeout=WAIT_S)
-        self.assertEqual(done.returncode, 1)
-        self.assertIn("bind", done.stderr)
+            status, _, errors = run("floor", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+        self.assertEqual(status, 1)
+        self.assertIn("bind", errors)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,50 @@ TEST_CASE_FIXTURE(clean_process, "handlers: functions and objects and lambdas an
   CHECK(object.served.load() == 10);
 }
 
+struct named {
+  std::string name;
+  task<> unchanging(connection& conn) const { co_await conn.write(name + " const"); }
+  task<> unthrowing(connection& conn) noexcept { co_await conn.write(name + " noexcept"); }
+  task<> both(connection& conn) const noexcept { co_await conn.write(name + " both"); }
+  int number(connection&) { return 0; }
+};
+struct derived : named {};
+
+// What would dangle or cannot be called is refused by the compiler.
+template <class T, class M>
+concept can_listen = requires(server& host, T&& object, M member) {
+  host.listen(address(), std::forward<T>(object), member);
+};
+template <class T, class M>
+concept can_adopt = requires(server& host, T&& object, M member) {
+  host.listen_fd(0, std::forward<T>(object), member);
+};
+static_assert(can_listen<service&, decltype(&service::serve)> && can_adopt<service&, decltype(&service::serve)>);
+static_assert(!can_listen<service, decltype(&service::serve)> && !can_adopt<service, decltype(&service::serve)>);
+static_assert(!can_listen<const named&, decltype(&named::unthrowing)>);
+static_assert(!can_listen<named&, decltype(&named::number)>);
+static_assert(!can_listen<service&, decltype(&named::both)>);
+
+TEST_CASE_FIXTURE(clean_process, "handlers: const and noexcept members, with every way to listen") {
+  server host(one_core());
+  named object{"object"};
+  const named fixed{"const object"};
+  derived child{{"derived"}};
+  const std::vector<std::pair<std::string, std::size_t>> listeners = {
+      {"object const", host.listen("127.0.0.1:0", object, &named::unchanging)},
+      {"object noexcept", host.listen("127.0.0.1:0", object, &named::unthrowing)},
+      {"object both", host.listen("127.0.0.1:0", object, &named::both, listen_options())},
+      {"const object const", host.listen("127.0.0.1:0", fixed, &named::unchanging)},
+      {"const object both", host.listen("127.0.0.1:0", fixed, &named::both)},
+      {"derived noexcept", host.listen("127.0.0.1:0", child, &derived::unthrowing)},
+      {"object const", host.listen_fd(listening_socket("127.0.0.1:0"), object, &named::unchanging)},
+      {"object noexcept", host.listen_fd(listening_socket("127.0.0.1:0"), object, &named::unthrowing)},
+      {"const object both",
+       host.listen_fd(listening_socket("127.0.0.1:0"), fixed, &named::both, listen_options())}};
+  host.start();
+  for (const auto& [answer, listener] : listeners) CHECK(ask(host.local_address(listener), "") == answer);
+}
+
 TEST_CASE_FIXTURE(clean_process, "handlers: a handler lives as long as its server and is destroyed once") {
   {
     const alive probe;

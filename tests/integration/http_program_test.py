@@ -1,5 +1,6 @@
 """percore-http as a program: its options, its bodies, how it ends."""
 
+import glob
 import hashlib
 import os
 import re
@@ -110,12 +111,15 @@ class Listening(unittest.TestCase):
     def test_steering_backlog_cpus(self):
         cpu = str(min(os.sched_getaffinity(0)))
         for mode in ("automatic", "hash", "incoming_cpu", "cbpf"):
-            with Server("--steering", mode, "--backlog", "16", "--cpus", cpu, "--unit", "thread") as server:
+            with Server("--steering", mode, "--backlog", "16", "--cpus", cpu, "--unit", "thread", "--stats") as server:
                 with server.client() as client:
                     self.assertEqual(client.ask()[0], 200)
                 self.assertEqual(server.end(), 0)
                 self.assertEqual(server.cores(), [(1, 1)])
                 self.assertIn(f"core 0 cpu {cpu} ", server.output)
+                listener = f"listener {server.addresses[0]} steered by hash: "
+                why = "chosen by the caller" if mode == "hash" else "there is only one core"
+                self.assertIn(listener + why + "\n", server.output)
 
     def test_limits_of_connections_make_others_wait(self):
         for option in ("--max-connections", "--max-connections-per-core"):
@@ -137,6 +141,27 @@ class Listening(unittest.TestCase):
                             self.assertTrue(client.at_end())
                         except ConnectionResetError:
                             self.assertEqual(option, "--lifetime-timeout")
+
+
+class Memory(unittest.TestCase):
+    # hwloc takes this for the machine (its manual, "Environment Variables"): two nodes with numbers that the kernel
+    # does not have, so that it refuses what it is asked to bind to them. The first has all CPUs of this process.
+    other_nodes = {"HWLOC_SYNTHETIC": f"numa:2(indexes=900,901) pu:{max(os.sched_getaffinity(0)) + 1}",
+                   "HWLOC_THISSYSTEM": "1"}
+
+    def test_a_node_that_the_kernel_refuses_is_told_once(self):
+        with Server("--unit", "thread", environment=self.other_nodes) as server:
+            with server.client() as client:
+                self.assertEqual(client.ask()[0], 200)
+            self.assertEqual(server.end(), 0)
+            self.assertRegex(server.errors, r"\Apercore: [^\n]* NUMA node 900\b[^\n]*\n\Z")
+
+    def test_one_node_alone_gives_no_warning(self):
+        if len(glob.glob("/sys/devices/system/node/node[0-9]*")) > 1:
+            self.skipTest("this machine has several NUMA nodes, and may really refuse")
+        with Server("--unit", "thread") as server:
+            self.assertEqual(server.end(), 0)
+            self.assertNotIn("NUMA", server.errors)
 
 
 class Ending(unittest.TestCase):
@@ -243,10 +268,32 @@ class CommandLine(unittest.TestCase):
             self.assertEqual(len(re.findall(r"^core +\d+: cpu", result.stdout, re.M)), cores, options)
         self.assertEqual(run("--plan").returncode, 0)
 
+    def test_plan_on_chosen_numa_nodes(self):
+        # c5.metal's nodes are its packages: CPUs 0-23 and 48-71 are of the first, the others of the second.
+        for options, nodes, first_cpu in ((("--numa-nodes", "all"), [0] * 24 + [1] * 24, 0),
+                                          (("--numa-nodes", "1"), [1] * 24, 24),
+                                          (("--numa-nodes", "1,0"), [1] * 24 + [0] * 24, 24),
+                                          (("--numa-nodes", "0-1", "--cores", "3"), [0] * 3, 0),
+                                          (("--numa-nodes", "1", "--unit", "thread"), [1] * 48, 24)):
+            with self.subTest(options=options):
+                result = run("--plan", "--topology", "c5.metal", *options)
+                self.assertEqual((result.returncode, result.stderr), (0, ""))
+                found = re.findall(r"^core +\d+: cpu +(\d+), package \d+, NUMA node (\d+)", result.stdout, re.M)
+                self.assertEqual([int(node) for _, node in found], nodes)
+                self.assertEqual(int(found[0][0]), first_cpu)
+        result = run("--plan", "--topology", "c5.metal", "--numa-nodes", "2")
+        self.assertEqual(result.returncode, 2)
+        self.assertRegex(result.stderr, r"^percore-http: .*NUMA node 2\b.* \(see --help\)\n$")
+
+    def test_serves_on_all_numa_nodes(self):
+        with Server("--numa-nodes", "all", "--cores", "1") as server, server.client() as client:
+            self.assertEqual(client.ask()[0], 200)
+
     def test_help_and_version(self):
         result = run("--help")
         self.assertEqual((result.returncode, result.stderr), (0, ""))
-        for option in ("--listen", "--body", "--keep-alive", "--sleep-ms", "--aes128", "--sha256", "--cores", "--cpus"):
+        for option in ("--listen", "--body", "--keep-alive", "--sleep-ms", "--aes128", "--sha256", "--cores", "--cpus",
+                       "--numa-nodes"):
             self.assertIn(option, result.stdout)
         result = run("--version")
         self.assertEqual(result.returncode, 0)
@@ -258,6 +305,8 @@ class CommandLine(unittest.TestCase):
                         ["--body", "9999999999"], ["--keep-alive", "yes"], ["--sleep-ms", "1.5"],
                         ["--aes128", "--sha256"], ["--cores", "0"], ["--cores", "9999"], ["--cpus", "3-1"],
                         ["--cpus", "8000"], ["--cpus", "0", "--cores", "1"], ["--unit", "socket"],
+                        ["--numa-nodes", "x"], ["--numa-nodes", ""], ["--numa-nodes", "1-0"],
+                        ["--numa-nodes", "8000"], ["--numa-nodes", "0", "--cpus", "0"],
                         ["--topology", "c5.metal"], ["--plan", "--topology", "nonsense"], ["--defer-accept", "x"],
                         ["--fin-with-data", "1"], ["--steering", "up"], ["--backlog", "-1"],
                         ["--max-header-bytes", "10"], ["--read-timeout", "-1"], ["--grace", "nan"]):

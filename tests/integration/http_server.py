@@ -22,10 +22,11 @@ def run(*options):
 class Server:
     """percore-http on ports of the kernel's choice. Ends with the `with` block."""
 
-    def __init__(self, *options, listen=("127.0.0.1:0",)):
+    def __init__(self, *options, listen=("127.0.0.1:0",), environment=None):
         where = [word for address in listen for word in ("--listen", address)]
         self.process = subprocess.Popen([PROGRAM, *where, *options], text=True, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        env={**os.environ, **(environment or {})})
         self.addresses = []
         ready = select.select([self.process.stdout], [], [], WAIT_S)[0]  # for the lines, which come together
         for _ in listen:

@@ -131,15 +131,13 @@ TEST_CASE_FIXTURE(clean_process, "many connections: idle ones are all ended at o
 TEST_CASE_FIXTURE(clean_process, "many connections: all that hold unsent bytes are reset at once") {
   const std::size_t count = std::min<std::size_t>(how_many(), 2'000);
   crowd clients(1);
-  listen_options listening;
-  listening.socket.send_buffer_bytes = 4096;
   const std::string text = numbered_text(3'000'000);
   test_server server(
       [&](connection& conn) -> task<> {
         const alive frame;
         co_await conn.write(text);
       },
-      small_stacks(), listening);
+      small_stacks(), small_send_buffer());
   clients.connect(server.where(), count);
   CHECK(eventually([&] { return server.total().active == count; }));
   clients.die();

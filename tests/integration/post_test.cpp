@@ -299,8 +299,7 @@ TEST_CASE_FIXTURE(clean_process, "post: handles race with the end of their conne
 }
 
 TEST_CASE_FIXTURE(clean_process, "post: a posted write tells what became of it") {
-  listen_options listening;
-  listening.socket.send_buffer_bytes = 4096;
+  listen_options listening = small_send_buffer();
   listening.unsent_tail_bytes = 10'000;
   handle_server server(one_core(), listening);
   client::options how;

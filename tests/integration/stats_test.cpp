@@ -123,5 +123,39 @@ TEST_CASE_FIXTURE(clean_process, "stats: can be read before the start and after 
   CHECK(host.stats().total.active == 0);
 }
 
+TEST_CASE_FIXTURE(clean_process, "stats: each listener tells how it is steered and why") {
+  server host(all_cores());
+  CHECK(host.stats().listeners.empty());
+  listen_options hashed;
+  hashed.socket.steering = steering::hash;
+  listen_options by_cpu;
+  by_cpu.socket.steering = steering::incoming_cpu;
+  host.listen("127.0.0.1:0", echo);
+  host.listen("127.0.0.1:0", echo, hashed);
+  host.listen("127.0.0.1:0", echo, by_cpu);
+  host.listen("unix:@", echo);
+  host.listen_fd(listening_socket("127.0.0.1:0"), echo);
+  host.start();
+  const std::vector<listener_stats> listeners = host.stats().listeners;
+  REQUIRE(listeners.size() == 5);
+  for (std::size_t i = 0; i < listeners.size(); ++i) {
+    CHECK(listeners[i].where == host.local_address(i));
+    CHECK(listeners[i].steered_by != steering::automatic);
+    CHECK_FALSE(listeners[i].steering_reason.empty());
+  }
+  CHECK(listeners[0].steered_by == steering::hash);  // automatic never steers loopback addresses by CPU
+  CHECK(listeners[1].steered_by == steering::hash);
+  CHECK(listeners[4].steering_reason == "an adopted socket serves all cores");
+  if (host.core_count() == 1) {
+    CHECK(listeners[0].steering_reason == "there is only one core");
+    return;
+  }
+  CHECK(listeners[0].steering_reason.find("loopback") != std::string::npos);
+  CHECK(listeners[1].steering_reason == "chosen by the caller");
+  CHECK(listeners[3].steering_reason == "one socket serves all cores");
+  // A kernel that does not obey is told by a warning too.
+  if (listeners[2].steered_by == steering::incoming_cpu) CHECK(listeners[2].steering_reason == "chosen by the caller");
+}
+
 }  // namespace
 }  // namespace percore::test

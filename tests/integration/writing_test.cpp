@@ -12,14 +12,8 @@
 namespace percore::test {
 namespace {
 
-// Sockets that are soon full. The kernel makes at least 4.5 kB of the server's and 2.3 kB of the client's side
-// (socket(7)), so that a megabyte never fits.
-listen_options small_send_buffer() {
-  listen_options options;
-  options.socket.send_buffer_bytes = 4096;
-  return options;
-}
-
+// With small_send_buffer() on the server's side: sockets that are soon full. The kernel makes at least 2.3 kB of this
+// side's (socket(7)).
 client slow_client(const test_server& server) {
   client::options options;
   options.receive_buffer_bytes = 4096;

@@ -30,7 +30,7 @@ def run(name, *arguments):
 
 
 class Server:
-    """A program that prints "listening on ADDRESS" and serves until a signal. For use in a with statement, which ends
+    """A program that prints "listening on ADDRESS" once it serves and obeys signals, and ends with one. For use in a with statement, which ends
     it with SIGTERM and sees that it ends well."""
 
     def __init__(self, name, *arguments):
@@ -47,7 +47,6 @@ class Server:
             raise
         self.address = line[len("listening on "):].rstrip("\n")
         self.pid = self._process.pid
-        self._wait_for_signal_handlers()
 
     def _first_line(self):
         line = b""
@@ -59,17 +58,6 @@ class Server:
                 break
             line += byte
         return line.decode()
-
-    def _wait_for_signal_handlers(self):
-        """The line is printed just before serve() takes care of signals, and nothing tells when it does."""
-        wanted = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
-            caught = int(status.split("SigCgt:")[1].split()[0], 16)
-            if caught & wanted == wanted:
-                return
-            time.sleep(0.001)
 
     def signal(self, number=signal.SIGTERM):
         self._signalled = True

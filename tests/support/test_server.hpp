@@ -34,6 +34,14 @@ inline server_options all_cores() {
   return options;
 }
 
+// For a server's socket that is soon full: the kernel makes at least 4.5 kB of it (socket(7)), so that a megabyte never
+// fits, also with the client's receive buffer.
+inline listen_options small_send_buffer() {
+  listen_options options;
+  options.socket.send_buffer_bytes = 4096;
+  return options;
+}
+
 inline task<> echo(connection& conn) {
   while (auto data = co_await conn.read())
     if (!co_await conn.write(data)) break;
@@ -100,5 +108,12 @@ class test_server {
  private:
   server server_;
 };
+
+// Whether a new client that says "ping" gets it back.
+inline bool still_serves(const test_server& server) {
+  client peer = server.connect();
+  peer.send_all("ping");
+  return peer.recv_exactly(4) == "ping";
+}
 
 }  // namespace percore::test

@@ -82,6 +82,8 @@ class alignas(64) core_state {
   // `stopping`: the server drains, so the answer to the last request that is here says goodbye.
   [[gnu::hot]] request_batch find_requests(std::string_view data, bool stopping) noexcept;
 
+  [[nodiscard]] const known_head& last_head() const noexcept { return last_head_; }  // for tests
+
   std::uint64_t answered = 0;  // responses sent, errors not counted; for other threads once the server has ended
   response_source responses;
 

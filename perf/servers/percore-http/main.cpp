@@ -36,7 +36,12 @@ void print_cores(const percore::server& server, const application& app) {
   }
 }
 
-void print_stats(const percore::core_stats& s) {
+void print_stats(const percore::server_stats& all) {
+  for (const percore::listener_stats& l : all.listeners) {
+    std::printf("listener %s steered by %s: %s\n", l.where.to_string().c_str(),
+                std::string(to_string(l.steered_by)).c_str(), l.steering_reason.c_str());
+  }
+  const percore::core_stats& s = all.total;
   const struct {
     const char* name;
     std::uint64_t value;
@@ -122,7 +127,7 @@ void serve(options& opt, std::size_t cores) {
   }
   server.serve();
   print_cores(server, app);
-  if (opt.print_stats) print_stats(server.stats().total);
+  if (opt.print_stats) print_stats(server.stats());
 }
 
 int run(options& opt) {

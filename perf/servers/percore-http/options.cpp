@@ -61,13 +61,15 @@ const char* const usage_text =
     "  --unit core|thread          one core thread per physical core (default) or hardware thread\n"
     "  --cores N                   so many of them (default: all, or what the cgroup's quota allows)\n"
     "  --cpus LIST                 exactly these CPUs, as in 0-3,8\n"
+    "  --numa-nodes LIST|all       only the CPUs of these NUMA nodes, filled in this order, as in 1,0\n"
+    "                              (default all)\n"
     "  --plan                      print where the cores would run, and end\n"
     "  --topology NAME             with --plan: on another machine, such as c5.metal or an hwloc "
     "description\n"
     "\n"
     "  --private-descriptors on|off  a descriptor table for each core (default on)\n"
     "\n"
-    "  --stats                     print the engine's counters at the end\n"
+    "  --stats                     at the end print how listeners are steered and the engine's counters\n"
     "  --help, --version\n";
 
 namespace {
@@ -122,6 +124,16 @@ percore::steering parse_steering(const std::string& name, std::string_view text)
   }
   throw usage_error(name + ": automatic, hash, incoming_cpu or cbpf expected, not '" + std::string(text) +
                     "'");
+}
+
+// Empty, which the library takes for all.
+std::vector<unsigned> parse_nodes(const std::string& name, std::string_view text) {
+  if (text == "all") return {};
+  try {
+    return percore::parse_cpu_list(text);  // kernel numbers in the same notation
+  } catch (const std::invalid_argument&) {
+    throw usage_error(name + ": all or numbers of NUMA nodes such as 0,2-3 expected, not '" + std::string(text) + "'");
+  }
 }
 
 // An option that takes a value, and what it does with it.
@@ -206,6 +218,8 @@ constexpr value_option value_options[] = {
      }},
     {"cpus", [](options& o, const std::string&,
                 const char* v) { o.server.placement.cpus = percore::parse_cpu_list(v); }},
+    {"numa-nodes", [](options& o, const std::string& n,
+                      const char* v) { o.server.placement.numa_nodes = parse_nodes(n, v); }},
     {"topology", [](options& o, const std::string&, const char* v) { o.topology = v; }},
 };
 
@@ -268,7 +282,12 @@ void complete(options& opt) {
   }
   if (opt.certificate_file.empty() != opt.key_file.empty()) throw usage_error("--cert and --key need each other");
   if (opt.key_type_given && !opt.key_file.empty()) throw usage_error("--key-type and --key exclude each other");
-  if (!opt.tls && (opt.key_type_given || !opt.key_file.empty())) throw usage_error("--cert, --key and --key-type need --tls");
+  if (!opt.tls && (opt.key_type_given || !opt.key_file.empty())) {
+    throw usage_error("--cert, --key and --key-type need --tls");
+  }
+  if (!opt.server.placement.numa_nodes.empty() && !opt.server.placement.cpus.empty()) {
+    throw usage_error("--numa-nodes and --cpus exclude each other");
+  }
   if (opt.addresses.empty()) opt.addresses.emplace_back("127.0.0.1:8080");
   // A head must fit one read buffer. 16 MiB are the engine's limit.
   opt.server.read_buffer_bytes = std::max(opt.server.read_buffer_bytes, opt.handler.limits.head_bytes);
