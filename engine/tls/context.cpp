@@ -397,7 +397,9 @@ int core_context::on_status_request(SSL* session, void*) {
 
 int core_context::on_ticket_key(SSL* session, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher,
                                 EVP_MAC_CTX* mac, int encrypting) {
-  return of(session).use_ticket_key(name, iv, cipher, mac, encrypting != 0);
+  const int answer = of(session).use_ticket_key(name, iv, cipher, mac, encrypting != 0);
+  // A TLS 1.3 client uses a ticket once (RFC 8446 C.4) and needs another, which OpenSSL sends only when told to renew.
+  return answer == 1 && encrypting == 0 && SSL_version(session) == TLS1_3_VERSION ? 2 : answer;
 }
 
 // As SSL_CTX_set_tlsext_ticket_key_evp_cb(3) wants it: -1 failed, 0 no such key, 1 go on, 2 go on and renew.
