@@ -366,7 +366,7 @@ bool slot::encrypt_batch() noexcept {
       piece_offset += size;
       write_remaining -= size;
     }
-    if (!secure->write({data, size})) return false;
+    if (!secure->write({data, size}, core->now_ns)) return false;
     batch += size;
   }
   return true;

@@ -249,7 +249,7 @@ bool slot::try_write_now(bytes_view data) noexcept {
       fail(static_cast<int>(errc::limit_exceeded));
       return false;
     }
-    const bool ok = secure->write({data.data(), data.size()});
+    const bool ok = secure->write({data.data(), data.size()}, core->now_ns);
     if (send_records(0) && !ok) records_failed();
     if (ended) fail(end_reason);
     return !ended;

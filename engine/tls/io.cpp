@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "engine/base/assert.hpp"
 #include "engine/tls/session.hpp"
 
 namespace percore::tls {
@@ -39,6 +40,8 @@ BIO* io::take_bio() noexcept {
 
 void io::use(session& user) noexcept {
   if (user_ == &user) return;
+  // Bytes left here would go out on another connection.
+  PERCORE_ASSERT(output_.empty(), "what a TLS session has produced was not sent");
   if (user_ != nullptr && has_input()) save_leftover();
   user_ = &user;
   const auto kept = user.leftover();

@@ -15,7 +15,9 @@ namespace percore::tls {
 namespace {
 
 // A burst begins with small records, which the peer can decrypt as soon as a part of the first congestion window has
-// come (RFC 6928: 10 segments), and goes on with the largest, which cost least.
+// come (RFC 6928: 10 segments), and goes on with the largest, which cost least. After a pause of about a
+// retransmission time-out the window is small again (RFC 5681 4.1).
+constexpr std::int64_t pause_ns = 1'000'000'000;
 constexpr std::size_t small_record = 4 * 1024;
 constexpr std::size_t small_records_bytes = 16 * 1024;
 constexpr std::size_t large_record = SSL3_RT_MAX_PLAIN_LENGTH;
@@ -136,8 +138,10 @@ status session::read(std::span<std::byte> target, std::size_t& done) noexcept {
   return status::done;
 }
 
-bool session::write(std::span<const std::byte> data) noexcept {
+bool session::write(std::span<const std::byte> data, std::int64_t now_ns) noexcept {
   if (failed_ || close_sent_) return false;
+  if (now_ns - last_write_ns_ > pause_ns) burst_ = 0;
+  last_write_ns_ = now_ns;
   begin_operation();
   while (!data.empty()) {
     const std::size_t record = burst_ < small_records_bytes ? small_record : large_record;

@@ -36,8 +36,8 @@ class session {
   status handshake() noexcept;
   // Decrypts into `target`, as much as fits of what has been received.
   status read(std::span<std::byte> target, std::size_t& done) noexcept;
-  // Encrypts all of it. False: failed.
-  bool write(std::span<const std::byte> data) noexcept;
+  // Encrypts all of it, at the time `now_ns`. False: failed.
+  bool write(std::span<const std::byte> data, std::int64_t now_ns) noexcept;
   // Says goodbye, once; nothing before the handshake is done and nothing after a failure.
   void close_notify() noexcept;
   // The peer's FIN has come. Before its close_notify that is a truncation; in a handshake, its failure.
@@ -77,7 +77,8 @@ class session {
   ssl_ptr ssl_;
   kept_bytes kept_;
   kept_bytes in_use_;  // the io reads from it
-  std::size_t burst_ = 0;
+  std::size_t burst_ = 0;  // bytes written since the last pause
+  std::int64_t last_write_ns_ = 0;
   bool more_ = false;  // the last read has left something, if only the news that the stream has ended
   bool awaits_input_;
   bool established_ = false;

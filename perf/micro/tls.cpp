@@ -124,7 +124,7 @@ void exchange(benchmark::State& state) {
     SSL_write(peer.ssl.get(), request.data(), static_cast<int>(request.size()));
     carry(peer, core, *server);
     std::size_t done = 0;
-    if (server->read(buffer, done) != status::done || !server->write(response)) state.SkipWithError("failed");
+    if (server->read(buffer, done) != status::done || !server->write(response, 0)) state.SkipWithError("failed");
     carry(core, peer);
     SSL_read(peer.ssl.get(), buffer.data(), static_cast<int>(buffer.size()));
   }
