@@ -34,7 +34,6 @@ io::io() : input_(new std::byte[input_bytes]), method_(BIO_meth_new(bio_type(), 
 
 BIO* io::take_bio() noexcept {
   BIO_up_ref(bio_.get());
-  BIO_up_ref(bio_.get());
   return bio_.get();
 }
 

@@ -26,7 +26,7 @@ class io {
   io(const io&) = delete;
   io& operator=(const io&) = delete;
 
-  // The BIO for a session's both directions, with a reference for each.
+  // The BIO for a session's both directions, with the one reference that SSL_set_bio(3) takes when they are the same.
   [[nodiscard]] BIO* take_bio() noexcept;
 
   // Prepares for operations of `user`: its ciphertext that was left behind is offered first. False when there was no
