@@ -55,7 +55,7 @@ void check_views_held_across_sleeps(std::size_t buffers, const fault_plan& plan)
 TEST_CASE_FIXTURE(clean_process, "buffers: handlers that hold their views across sleeps all proceed") {
   fault_plan stuttering = no_faults();
   stuttering.short_read = stuttering.short_write = stuttering.would_block = stuttering.interrupted = 0.2;
-  for (const std::size_t buffers : {1, 2}) {
+  for (const std::size_t buffers : {1u, 2u}) {
     check_views_held_across_sleeps(buffers, no_faults());
     check_views_held_across_sleeps(buffers, stuttering);
   }

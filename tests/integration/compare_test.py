@@ -92,6 +92,16 @@ class Compare(unittest.TestCase):
                 with open(path, encoding="utf-8") as file:
                     self.check_result(json.load(file), keep_alive, counted=True)
 
+    def test_tls(self):
+        path = os.path.join(self.folder.name, "result.json")
+        done = self.run_compare("--tls", "--server", f"one={FLOOR} --tls fd --listen 127.0.0.1:0", "--server",
+                                f"two={FLOOR} --tls shared --listen 127.0.0.1:0", *SHORT, "--json", path)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(path, encoding="utf-8") as file:
+            result = json.load(file)
+        self.assertTrue(result["parameters"]["tls"])
+        self.check_result(result, "on", counted=True)
+
     def test_a_generator_without_a_live_count(self):
         path = os.path.join(self.folder.name, "result.json")
         load = "wrk -t1 -c{connections} -d{duration} http://127.0.0.1:{port}/"
@@ -160,7 +170,7 @@ class Compare(unittest.TestCase):
     def test_help(self):
         done = self.run_compare("--help")
         self.assertEqual(done.returncode, 0)
-        for option in ("server", "load", "connections", "keep-alive", "rounds", "slice", "server-cpus",
+        for option in ("server", "load", "connections", "keep-alive", "tls", "rounds", "slice", "server-cpus",
                        "load-cpus", "json", "quick"):
             self.assertIn(f"--{option}", done.stdout)
 

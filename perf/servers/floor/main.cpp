@@ -3,7 +3,8 @@
 // One epoll loop per pinned thread, each with its own SO_REUSEPORT listener. One recv, one send of a prepared
 // HTTP/1.1 response, nothing else: no parsing (whatever one recv returns is one request), no time limits, no
 // counters, no state per connection (the epoll data is the descriptor). It is no usable server: a request
-// that arrives in two segments gets two responses. It shares no code with the engine on purpose.
+// that arrives in two segments gets two responses. It shares no code with the engine on purpose. With --tls
+// the loops of tls_loop.cpp take the place of this file's.
 
 #include <netdb.h>
 #include <netinet/in.h>
@@ -25,16 +26,19 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 #include "perf/servers/floor/options.hpp"
+#include "perf/servers/floor/tls.hpp"
 
 namespace {
 
 using floor_server::options;
+using floor_server::tls_material;
 
 constexpr int max_events = 512;   // epoll_wait's array
 constexpr int accept_batch = 64;  // accepts per listener event, so that connections get their turn
@@ -213,10 +217,12 @@ struct loop {
 };
 
 // Pins first, so that the thread's stack, and the buffer in it, lie on the memory node of its CPU.
-void serve_on(int cpu, int listener_fd, const options& opt, const std::string& response) {
+void serve_on(int cpu, int listener_fd, const options& opt, const tls_material* tls,
+              const std::string& response) {
   pin_to(cpu);
   const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_fd < 0) die("epoll_create1");
+  if (tls != nullptr) floor_server::serve_tls(epoll_fd, listener_fd, opt, *tls, response);
   loop server{.epoll_fd = epoll_fd,
               .listener_fd = listener_fd,
               .response = response.data(),
@@ -241,11 +247,18 @@ int main(int argc, char** argv) {
 
   raise_descriptor_limit();
   address where = resolve(opt);
+  std::optional<tls_material> tls;
+  if (opt.tls.form != floor_server::tls_form::off) {
+    tls = floor_server::load_tls_material(opt.tls);
+    signal(SIGPIPE, SIG_IGN);  // OpenSSL writes sockets by write(2)
+  }
   const std::string response = make_response(opt);
   std::vector<int> listeners;
   for (std::size_t i = 0; i < opt.cpus.size(); ++i) listeners.push_back(open_listener(opt, where));
   for (std::size_t i = 0; i < opt.cpus.size(); ++i)
-    std::thread(serve_on, opt.cpus[i], listeners[i], std::cref(opt), std::cref(response)).detach();
+    std::thread(serve_on, opt.cpus[i], listeners[i], std::cref(opt), tls ? &*tls : nullptr,
+                std::cref(response))
+        .detach();
   print_address(where);
 
   int signal_number = 0;

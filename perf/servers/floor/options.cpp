@@ -1,6 +1,7 @@
 #include "perf/servers/floor/options.hpp"
 
 #include <getopt.h>
+#include <openssl/ssl.h>
 #include <sched.h>
 
 #include <charconv>
@@ -32,6 +33,17 @@ constexpr const char* usage_text =
     "                              (default on with --defer-accept, else off: perf/README.md has the "
     "figures)\n"
     "  --backlog N                 of each listener, capped by net.core.somaxconn (default 4096)\n"
+    "  --tls fd|shared             serve TLS. fd: OpenSSL used plainly, on the socket; shared: one recv and "
+    "one\n"
+    "                              send per event, through a BIO that all connections of a loop share\n"
+    "  --cert FILE --key FILE      the certificate chain and its key, PEM (default: a self-signed pair made "
+    "at\n"
+    "                              start)\n"
+    "  --key-type TYPE             of the self-signed pair: ecdsa (P-256; default), rsa2048 or rsa4096\n"
+    "  --tls-min 1.2|1.3           lowest version (default: OpenSSL's, with its configuration)\n"
+    "  --tls-max 1.2|1.3           highest version\n"
+    "  --tickets on|off            off: no session tickets and no session cache, so every handshake is full\n"
+    "                              (default on)\n"
     "  --help                      this text\n";
 
 std::uint64_t parse_number(std::string_view text, const char* name, std::uint64_t low, std::uint64_t high) {
@@ -98,7 +110,43 @@ void parse_listen(std::string_view text, options& opt) {
   opt.port = std::to_string(parse_int(text.substr(colon + 1), "--listen", 0, 65535));
 }
 
-enum flag { listen_, body_, keep_alive_, cpus_, defer_accept_, fin_with_data_, first_read_, backlog_, help_ };
+tls_form parse_form(std::string_view text) {
+  if (text == "fd") return tls_form::fd;
+  if (text == "shared") return tls_form::shared;
+  bad_usage("--tls: fd or shared expected, not '" + std::string(text) + "'");
+}
+
+key_type parse_key_type(std::string_view text) {
+  if (text == "ecdsa") return key_type::ecdsa;
+  if (text == "rsa2048") return key_type::rsa2048;
+  if (text == "rsa4096") return key_type::rsa4096;
+  bad_usage("--key-type: ecdsa, rsa2048 or rsa4096 expected, not '" + std::string(text) + "'");
+}
+
+int parse_version(std::string_view text, const char* name) {
+  if (text == "1.2") return TLS1_2_VERSION;
+  if (text == "1.3") return TLS1_3_VERSION;
+  bad_usage(std::string(name) + ": 1.2 or 1.3 expected, not '" + std::string(text) + "'");
+}
+
+enum flag {
+  listen_,
+  body_,
+  keep_alive_,
+  cpus_,
+  defer_accept_,
+  fin_with_data_,
+  first_read_,
+  backlog_,
+  help_,
+  tls_,
+  cert_,
+  key_,
+  key_type_,
+  tls_min_,
+  tls_max_,
+  tickets_
+};
 
 constexpr option flags[] = {{"listen", required_argument, nullptr, listen_},
                             {"body", required_argument, nullptr, body_},
@@ -109,7 +157,52 @@ constexpr option flags[] = {{"listen", required_argument, nullptr, listen_},
                             {"accept-first-read", required_argument, nullptr, first_read_},
                             {"backlog", required_argument, nullptr, backlog_},
                             {"help", no_argument, nullptr, help_},
+                            {"tls", required_argument, nullptr, tls_},
+                            {"cert", required_argument, nullptr, cert_},
+                            {"key", required_argument, nullptr, key_},
+                            {"key-type", required_argument, nullptr, key_type_},
+                            {"tls-min", required_argument, nullptr, tls_min_},
+                            {"tls-max", required_argument, nullptr, tls_max_},
+                            {"tickets", required_argument, nullptr, tickets_},
                             {nullptr, 0, nullptr, 0}};
+
+// True when `c` was one of TLS's flags.
+bool parse_tls_flag(int c, tls_options& tls) {
+  switch (c) {
+    case tls_:
+      tls.form = parse_form(optarg);
+      return true;
+    case cert_:
+      tls.certificate_file = optarg;
+      return true;
+    case key_:
+      tls.key_file = optarg;
+      return true;
+    case key_type_:
+      tls.key = parse_key_type(optarg);
+      return true;
+    case tls_min_:
+      tls.min_version = parse_version(optarg, "--tls-min");
+      return true;
+    case tls_max_:
+      tls.max_version = parse_version(optarg, "--tls-max");
+      return true;
+    case tickets_:
+      tls.tickets = parse_switch(optarg, "--tickets");
+      return true;
+    default:
+      return false;
+  }
+}
+
+// `given`: the last of TLS's flags that is not --tls, or null; `key_type_given`: --key-type was.
+void check_tls(const tls_options& tls, const char* given, bool key_type_given) {
+  if (tls.form == tls_form::off && given != nullptr) bad_usage(std::string("--") + given + " needs --tls");
+  if (tls.certificate_file.empty() != tls.key_file.empty()) bad_usage("--cert and --key need each other");
+  if (key_type_given && !tls.key_file.empty())
+    bad_usage("--key-type is for a self-signed pair, not for --key");
+  if (tls.max_version != 0 && tls.min_version > tls.max_version) bad_usage("--tls-min is above --tls-max");
+}
 
 void check(const options& opt) {
   if (opt.port.empty()) bad_usage("--listen is required");
@@ -127,7 +220,11 @@ options parse_options(int argc, char** argv) {
   options opt;
   std::optional<bool> first_read;
   cpu_set_t cpus = allowed_cpus();
-  for (int c; (c = getopt_long(argc, argv, "", flags, nullptr)) != -1;) {
+  const char* tls_given = nullptr;
+  bool key_type_given = false;
+  for (int c, i = 0; (c = getopt_long(argc, argv, "", flags, &i)) != -1;) {
+    if (parse_tls_flag(c, opt.tls) && c != tls_) tls_given = flags[i].name;
+    if (c == key_type_) key_type_given = true;
     if (c == listen_) parse_listen(optarg, opt);
     if (c == body_) opt.body_bytes = parse_number(optarg, "--body", 0, max_body_bytes);
     if (c == keep_alive_) opt.keep_alive = parse_switch(optarg, "--keep-alive");
@@ -144,6 +241,7 @@ options parse_options(int argc, char** argv) {
   }
   if (optind < argc) bad_usage(std::string("unexpected argument '") + argv[optind] + "'");
   check(opt);
+  check_tls(opt.tls, tls_given, key_type_given);
   opt.cpus = members(cpus);
   opt.accept_first_read = first_read.value_or(opt.defer_accept_s > 0);
   return opt;

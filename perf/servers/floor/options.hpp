@@ -7,6 +7,19 @@
 
 namespace floor_server {
 
+enum class tls_form { off, fd, shared };
+enum class key_type { ecdsa, rsa2048, rsa4096 };
+
+struct tls_options {
+  tls_form form = tls_form::off;
+  std::string certificate_file;  // PEM, as the key; both empty: a self-signed pair is made
+  std::string key_file;
+  key_type key = key_type::ecdsa;  // of the self-signed pair
+  int min_version = 0;             // TLS1_2_VERSION, TLS1_3_VERSION; 0: OpenSSL's default
+  int max_version = 0;
+  bool tickets = true;  // off: no resumption at all
+};
+
 struct options {
   std::string host;  // numeric
   std::string port;
@@ -17,6 +30,7 @@ struct options {
   bool fin_with_data = false;
   bool accept_first_read = false;
   int backlog = 4096;
+  tls_options tls;
 };
 
 // Reads the command line. Ends the process with status 2 and one line on standard error on bad usage, with
