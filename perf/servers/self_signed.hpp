@@ -2,8 +2,10 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include <openssl/ec.h>
 #include <openssl/evp.h>
@@ -14,6 +16,14 @@
 namespace self_signed {
 
 enum class key_type { ecdsa_p256, rsa2048, rsa4096 };
+
+// "ecdsa", "rsa2048" or "rsa4096"; nothing for any other text.
+inline std::optional<key_type> parse_key_type(std::string_view text) {
+  if (text == "ecdsa") return key_type::ecdsa_p256;
+  if (text == "rsa2048") return key_type::rsa2048;
+  if (text == "rsa4096") return key_type::rsa4096;
+  return std::nullopt;
+}
 
 struct pem_pair {
   std::string certificate;

@@ -117,9 +117,7 @@ tls_form parse_form(std::string_view text) {
 }
 
 key_type parse_key_type(std::string_view text) {
-  if (text == "ecdsa") return key_type::ecdsa;
-  if (text == "rsa2048") return key_type::rsa2048;
-  if (text == "rsa4096") return key_type::rsa4096;
+  if (const auto known = self_signed::parse_key_type(text)) return *known;
   bad_usage("--key-type: ecdsa, rsa2048 or rsa4096 expected, not '" + std::string(text) + "'");
 }
 

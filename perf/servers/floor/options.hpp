@@ -5,17 +5,19 @@
 #include <string>
 #include <vector>
 
+#include "perf/servers/self_signed.hpp"
+
 namespace floor_server {
 
+using self_signed::key_type;
 enum class tls_form { off, fd, shared };
-enum class key_type { ecdsa, rsa2048, rsa4096 };
 
 struct tls_options {
   tls_form form = tls_form::off;
   std::string certificate_file;  // PEM, as the key; both empty: a self-signed pair is made
   std::string key_file;
-  key_type key = key_type::ecdsa;  // of the self-signed pair
-  int min_version = 0;             // TLS1_2_VERSION, TLS1_3_VERSION; 0: OpenSSL's default
+  key_type key = key_type::ecdsa_p256;  // of the self-signed pair
+  int min_version = 0;  // TLS1_2_VERSION, TLS1_3_VERSION; 0: OpenSSL's default
   int max_version = 0;
   bool tickets = true;  // off: no resumption at all
 };

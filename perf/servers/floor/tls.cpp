@@ -2,19 +2,20 @@
 
 #include "perf/servers/floor/tls.hpp"
 
-#include <openssl/ec.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/rand.h>
-#include <openssl/rsa.h>
-#include <openssl/x509v3.h>
 
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
+#include <stdexcept>
 #include <system_error>
+#include <utility>
+
+#include "perf/servers/self_signed.hpp"
 
 namespace floor_server {
 namespace {
@@ -22,9 +23,6 @@ namespace {
 using bio_ptr = std::unique_ptr<BIO, frees<BIO_free>>;
 using key_ptr = std::unique_ptr<EVP_PKEY, frees<EVP_PKEY_free>>;
 using certificate_ptr = std::unique_ptr<X509, frees<X509_free>>;
-using extension_ptr = std::unique_ptr<X509_EXTENSION, frees<X509_EXTENSION_free>>;
-
-constexpr long valid_seconds = 365L * 24 * 3600;
 
 // AES-128-GCM first: the charts' suite, and the cheapest here. ECDHE only, as in TLS 1.3.
 constexpr const char* tls13_suites =
@@ -56,52 +54,14 @@ bio_ptr reader(const std::string& text) {
   return bio_ptr(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
 }
 
-std::string text_of(const bio_ptr& bio) {
-  char* data = nullptr;
-  const long size = BIO_get_mem_data(bio.get(), &data);
-  return {data, static_cast<std::size_t>(size)};
-}
-
-key_ptr make_key(key_type type) {
-  switch (type) {
-    case key_type::ecdsa:
-      return key_ptr(EVP_EC_gen("P-256"));
-    case key_type::rsa2048:
-      return key_ptr(EVP_RSA_gen(2048));
-    case key_type::rsa4096:
-      return key_ptr(EVP_RSA_gen(4096));
-  }
-  return nullptr;
-}
-
-certificate_ptr self_sign(EVP_PKEY* key) {
-  certificate_ptr certificate(X509_new());
-  X509* x = certificate.get();
-  if (x == nullptr) return nullptr;
-  X509_NAME* name = X509_get_subject_name(x);
-  const extension_ptr names(
-      X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, "DNS:localhost,IP:127.0.0.1,IP:::1"));
-  const bool made =
-      X509_set_version(x, X509_VERSION_3) == 1 && ASN1_INTEGER_set(X509_get_serialNumber(x), 1) == 1 &&
-      X509_gmtime_adj(X509_getm_notBefore(x), 0) != nullptr &&
-      X509_gmtime_adj(X509_getm_notAfter(x), valid_seconds) != nullptr &&
-      X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC,
-                                 reinterpret_cast<const unsigned char*>("localhost"), -1, -1, 0) == 1 &&
-      X509_set_issuer_name(x, name) == 1 && X509_set_pubkey(x, key) == 1 && names != nullptr &&
-      X509_add_ext(x, names.get(), -1) == 1 && X509_sign(x, key, EVP_sha256()) > 0;
-  return made ? std::move(certificate) : nullptr;
-}
-
 void make_pair(key_type type, tls_material& material) {
-  const key_ptr key = make_key(type);
-  const certificate_ptr certificate = key ? self_sign(key.get()) : nullptr;
-  const bio_ptr key_pem(BIO_new(BIO_s_mem()));
-  const bio_ptr certificate_pem(BIO_new(BIO_s_mem()));
-  if (!certificate || PEM_write_bio_X509(certificate_pem.get(), certificate.get()) != 1 ||
-      PEM_write_bio_PrivateKey(key_pem.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) != 1)
-    fail("cannot make a self-signed certificate");
-  material.key_pem = text_of(key_pem);
-  material.certificate_pem = text_of(certificate_pem);
+  try {
+    self_signed::pem_pair made = self_signed::make(type);
+    material.certificate_pem = std::move(made.certificate);
+    material.key_pem = std::move(made.key);
+  } catch (const std::runtime_error& e) {
+    fail("--key-type", e.what());
+  }
 }
 
 // A password prompt would hang a server that is started by a program.

@@ -110,10 +110,7 @@ percore::tls_version parse_tls_version(const std::string& name, std::string_view
 }
 
 self_signed::key_type parse_key_type(const std::string& name, std::string_view text) {
-  using self_signed::key_type;
-  if (text == "ecdsa") return key_type::ecdsa_p256;
-  if (text == "rsa2048") return key_type::rsa2048;
-  if (text == "rsa4096") return key_type::rsa4096;
+  if (const auto known = self_signed::parse_key_type(text)) return *known;
   throw usage_error(name + ": ecdsa, rsa2048 or rsa4096 expected, not '" + std::string(text) + "'");
 }
 
