@@ -69,7 +69,6 @@ void slot::continue_handshake() noexcept {
       break;
     case progress::done:
       phase = slot_phase::running;
-      read_deadline_ns = 0;
       note_handshake();
       start_handler();
       break;
@@ -125,6 +124,9 @@ slot::progress slot::advance_handshake() noexcept {
 }
 
 void slot::note_handshake() noexcept {
+  read_deadline_ns = 0;  // it was the handshake's
+  deadline_timer.unlink();
+  timeouts_changed();  // the lifetime still counts
   core_counters& counters = core->counters;
   ++counters.tls_handshakes;
   const SSL* ssl = secure->ssl();

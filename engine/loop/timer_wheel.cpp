@@ -20,14 +20,24 @@ void timer_wheel::place(detail::timer_node& node) noexcept {
   occupied_[row] |= std::uint64_t{1} << position;
 }
 
-timer_wheel::due_list timer_wheel::next_list() const noexcept {
-  for (int level = 0; level < levels; ++level) {
-    const std::uint64_t occupied = occupied_[static_cast<std::size_t>(level)];
-    if (occupied == 0) continue;
+// Forgets the lists on its way that cancellations have emptied: a deadline that nobody waits for any more (a handshake's
+// that is done) must not make each wait of the poller one with a time limit, which costs a kernel timer.
+timer_wheel::due_list timer_wheel::next_list() noexcept {
+  for (int level = 0; level < levels;) {
+    const auto row = static_cast<std::size_t>(level);
+    const std::uint64_t occupied = occupied_[row];
+    if (occupied == 0) {
+      ++level;
+      continue;
+    }
     const int shift = level * level_bits;
     const auto here = static_cast<unsigned>((elapsed_ >> shift) & (lists_per_level - 1));
     const auto distance = static_cast<unsigned>(std::countr_zero(std::rotr(occupied, static_cast<int>(here))));
     const unsigned position = (here + distance) % lists_per_level;
+    if (lists_[row][position].empty()) {
+      occupied_[row] &= ~(std::uint64_t{1} << position);
+      continue;
+    }
     const std::uint64_t level_span = std::uint64_t{1} << (shift + level_bits);
     const std::uint64_t level_start = elapsed_ & ~(level_span - 1);
     std::uint64_t tick = level_start + (std::uint64_t{position} << shift);
@@ -37,7 +47,7 @@ timer_wheel::due_list timer_wheel::next_list() const noexcept {
   return {};
 }
 
-std::uint64_t timer_wheel::next_tick() const noexcept { return next_list().tick; }
+std::uint64_t timer_wheel::next_tick() noexcept { return next_list().tick; }
 
 void timer_wheel::advance(std::uint64_t now) noexcept {
   for (;;) {

@@ -40,9 +40,9 @@ class timer_wheel {
   // Fires everything whose deadline is <= now, in the order of ticks. Callbacks may insert and unlink any node.
   [[gnu::hot]] void advance(std::uint64_t now) noexcept;
 
-  // The tick at which advance() next has something to do, or never. May be early: a list of timers that has to be
-  // sorted, or one whose last timer was cancelled.
-  [[nodiscard]] std::uint64_t next_tick() const noexcept;
+  // The tick at which advance() next has something to do, or never. May be earlier than the next deadline: a list of
+  // timers that has to be sorted.
+  [[nodiscard]] std::uint64_t next_tick() noexcept;
 
  private:
   static constexpr int levels = 6;
@@ -56,11 +56,11 @@ class timer_wheel {
   };
 
   void place(detail::timer_node& node) noexcept;
-  [[nodiscard]] due_list next_list() const noexcept;
+  [[nodiscard]] due_list next_list() noexcept;
 
   std::uint64_t elapsed_;
-  // A bit may be set for a list that cancellations have emptied: that costs one look when its time comes, and saves
-  // each node from knowing where it is.
+  // A bit may be set for a list that cancellations have emptied: that costs one look, and saves each node from knowing
+  // where it is.
   std::array<std::uint64_t, levels> occupied_{};
   std::array<std::array<base::intrusive_list<detail::timer_node>, lists_per_level>, levels> lists_;
 };
