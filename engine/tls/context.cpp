@@ -20,7 +20,7 @@ namespace {
 
 // Forward secrecy and authenticated encryption only; AES-128 before AES-256, which costs more and protects no better
 // against what is known.
-constexpr const char* default_ciphers = "ECDHE+AESGCM:ECDHE+CHACHA20";
+constexpr const char* default_ciphers = "ECDHE+AES128+AESGCM:ECDHE+AESGCM:ECDHE+CHACHA20";
 constexpr const char* default_ciphersuites =
     "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256";
 constexpr const char* default_groups = "X25519:P-256:P-384";

@@ -25,8 +25,9 @@ void check(bool ok, const std::string& what) {
 int keep_ticket(SSL* ssl, SSL_SESSION* session) {
   auto* kept = static_cast<session_ptr*>(SSL_get_app_data(ssl));
   if (kept == nullptr) return 0;
-  *kept = session_ptr(session, SSL_SESSION_free);
-  return 1;
+  // A copy: SSL_free() makes the session of a connection without close_notify useless (ssl_clear_bad_session).
+  *kept = session_ptr(SSL_SESSION_dup(session), SSL_SESSION_free);
+  return 0;
 }
 
 template <class Use>
