@@ -222,6 +222,9 @@ std::shared_ptr<const settings> load(const tls_options& options, tls_role role) 
   } else if (role == tls_role::server && options.clients != client_certificates::none) {
     throw tls_error("client certificates are asked for, but neither authorities_file nor authorities_pem is given");
   }
+  if (!options.key_log_file.empty()) {
+    warn(options, "key_log_file '" + options.key_log_file + "': whoever can read it can decrypt every connection");
+  }
   return made;
 }
 
