@@ -4,7 +4,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <fstream>
-#include <iterator>
 #include <system_error>
 
 #include <openssl/crypto.h>
@@ -27,8 +26,11 @@ void warn(const tls_options& options, const std::string& text) {
 std::string read_file(const std::string& path, const char* what) {
   std::ifstream file(path, std::ios::binary);
   std::string content;
-  if (file) content.assign(std::istreambuf_iterator<char>(file), {});
-  if (!file || file.bad()) {
+  // By read(): it turns into a state what the buffer throws, for a folder for instance.
+  for (char part[4096]; file.read(part, sizeof part) || file.gcount() > 0;) {
+    content.append(part, static_cast<std::size_t>(file.gcount()));
+  }
+  if (!file.is_open() || file.bad()) {
     throw tls_error(std::string(what) + " '" + path + "': " + std::generic_category().message(errno));
   }
   return content;
