@@ -125,7 +125,7 @@ bool slot::settle_read() noexcept {
 bool slot::advance_some() noexcept {
   if (begin == end) {
     if (end_seen) return read_ended();
-    if (!may_receive() || !take_buffer()) return false;
+    if (!readable || !take_buffer()) return false;
     const ssize_t received = receive(buffer->data(), buffer->capacity);
     if (received <= 0) return received != -EAGAIN;
     begin = 0;
@@ -140,7 +140,7 @@ bool slot::advance_more() noexcept {
   if (end - begin == searched) {
     if (searched >= limit) return read_failed(static_cast<int>(errc::limit_exceeded));
     if (end_seen) return read_ended();
-    if (!may_receive() || !take_buffer()) return false;
+    if (!readable || !take_buffer()) return false;
     make_room();
     const ssize_t received = receive(buffer->data() + end, buffer->capacity - end);
     if (received <= 0) return received != -EAGAIN;
@@ -155,7 +155,7 @@ bool slot::advance_until() noexcept {
   for (;;) {
     if (take_delimited()) return true;
     if (end_seen) return read_ended();
-    if (!may_receive() || !take_buffer()) return false;
+    if (!readable || !take_buffer()) return false;
     make_room();
     const ssize_t received = receive(buffer->data() + end, buffer->capacity - end);
     if (received <= 0) return received != -EAGAIN;
@@ -172,7 +172,7 @@ bool slot::advance_target() noexcept {
   }
   while (target_done < target_size && (reading == read_kind::full || target_done == 0)) {
     if (end_seen) return read_ended();
-    if (!may_receive()) return false;
+    if (!readable) return false;
     const ssize_t received = receive(target + target_done, target_size - target_done);
     if (received <= 0) return received != -EAGAIN;
     target_done += static_cast<std::size_t>(received);

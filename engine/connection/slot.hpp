@@ -278,8 +278,6 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void make_room() noexcept;
   [[gnu::hot]] bool take_buffer() noexcept;
   [[gnu::hot]] void release_idle_buffer() noexcept;
-  // Whether receive() has a chance: records may be here that came together with earlier ones, or with the handshake.
-  [[nodiscard]] bool may_receive() const noexcept { return readable || (encrypted && secure->pending()); }
   [[gnu::hot]] ssize_t receive(std::byte* into, std::size_t capacity) noexcept;
   bool read_failed(int value) noexcept;
 

@@ -227,7 +227,7 @@ bool slot::advance_start_tls() noexcept {
       return false;
     case progress::done:
       target_done = 1;
-      read_deadline_ns = 0;
+      read_deadline_ns = 0;  // it was the handshake's; reads without a timeout do not set one
       note_handshake();
       return true;
     case progress::failed:
@@ -273,7 +273,8 @@ ssize_t slot::receive_records() noexcept {
   }
 }
 
-// What receive() is for plain connections, with the same results.
+// What receive() is for plain connections: the same results, and `readable` stays set while the session has more to
+// give than fits `into`.
 ssize_t slot::receive_decrypted(std::byte* into, std::size_t capacity) noexcept {
   for (bool fresh = false;; fresh = true) {
     if (fresh || secure->pending()) {
@@ -283,7 +284,10 @@ ssize_t slot::receive_decrypted(std::byte* into, std::size_t capacity) noexcept 
         read_failed(end_reason);
         return -ECONNRESET;
       }
-      if (decrypted != 0) return static_cast<ssize_t>(decrypted);
+      if (decrypted != 0) {
+        if (secure->pending()) readable = true;
+        return static_cast<ssize_t>(decrypted);
+      }
       if (result == tls::status::closed) {
         end_seen = true;
         read_failed(static_cast<int>(errc::end_of_stream));
