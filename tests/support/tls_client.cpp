@@ -234,6 +234,14 @@ std::string tls_client::peer_sha256() const {
   return text;
 }
 
+session_ptr tls_client::ticket() const {
+  if (*ticket_ != nullptr || version() != TLS1_2_VERSION) return *ticket_;
+  // In a resumed session of TLS 1.2 the callback is not told of the ticket that takes the place of the old one.
+  SSL_SESSION* now = SSL_get0_session(ssl_.get());
+  if (now == nullptr || SSL_SESSION_has_ticket(now) == 0) return {};
+  return {SSL_SESSION_dup(now), SSL_SESSION_free};
+}
+
 session_ptr with_broken_ticket(const session_ptr& good, long byte) {
   const unsigned char* ticket = nullptr;
   std::size_t size = 0;

@@ -93,7 +93,7 @@ class tls_client {
   [[nodiscard]] std::string alpn() const;
   [[nodiscard]] std::string peer_sha256() const;  // of the server's certificate
   // The newest ticket, or nullptr. With TLS 1.3 it comes with the first bytes that are read.
-  [[nodiscard]] session_ptr ticket() const noexcept { return *ticket_; }
+  [[nodiscard]] session_ptr ticket() const;
 
  private:
   void send_output();
