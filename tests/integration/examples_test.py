@@ -1,17 +1,45 @@
 """The programs of tests/examples, as a user runs them."""
 
 import pathlib
+import re
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import sys
 import threading
 import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from certificates import Authority  # noqa: E402
 from programs import PATIENCE, Server, connect, receive_exactly, receive_to_end, run  # noqa: E402
 
 ANYWHERE = "127.0.0.1:0"
+
+authority = None
+localhost = ()  # arguments for the certificate and the key
+
+
+def setUpModule():
+    global authority, localhost
+    authority = Authority()
+    unittest.addModuleCleanup(authority.__exit__)
+    certificate, key = authority.issue("localhost", "DNS:localhost,IP:127.0.0.1")
+    localhost = ("--cert", certificate, "--key", key)
+
+
+def needed(name):
+    """The arguments that an example cannot do without."""
+    return {"starttls": localhost, "mtls_echo": (*localhost, "--authorities", authority.root)}.get(name, ())
+
+
+def client_context(identity=None):
+    context = ssl.create_default_context(cafile=authority.root)
+    if identity:
+        context.load_cert_chain(*identity)
+    return context
 
 
 def lines_of(connection):
@@ -28,7 +56,7 @@ def lines_of(connection):
 
 
 class EveryExample(unittest.TestCase):
-    examples = ("echo", "chat", "delimiter")
+    examples = ("echo", "chat", "delimiter", "starttls", "mtls_echo")
 
     def test_help(self):
         for name in self.examples:
@@ -41,7 +69,7 @@ class EveryExample(unittest.TestCase):
         for name in self.examples:
             for arguments in (["--nonsense"], [ANYWHERE, "too much"], ["not an address"], ["127.0.0.1:70000"]):
                 with self.subTest(f"{name} {arguments}"):
-                    status, output, errors = run(name, *arguments)
+                    status, output, errors = run(name, *needed(name), *arguments)
                     self.assertEqual((status, output), (2, ""))
                     self.assertNotEqual(errors, "")
 
@@ -50,18 +78,29 @@ class EveryExample(unittest.TestCase):
             where = f"127.0.0.1:{taken.getsockname()[1]}"
             for name in self.examples:
                 with self.subTest(name):
-                    status, output, errors = run(name, where)
+                    status, output, errors = run(name, *needed(name), where)
                     self.assertEqual((status, output), (1, ""))
                     self.assertIn(where, errors)
 
     def test_signals_end_it(self):
         for name in self.examples:
             for number in (signal.SIGINT, signal.SIGTERM):
-                with self.subTest(f"{name} {number}"), Server(name, ANYWHERE) as server:
+                with self.subTest(f"{name} {number}"), Server(name, *needed(name), ANYWHERE) as server:
                     with connect(server.address) as idle:
                         server.signal(number)
                         receive_to_end(idle)
                     self.assertEqual(server.wait(), (0, ""))
+
+    def test_what_is_needed(self):
+        for name in ("starttls", "mtls_echo"):
+            arguments = needed(name)
+            for left_out in range(0, len(arguments), 2):
+                status, output, errors = run(name, *arguments[:left_out], *arguments[left_out + 2:], ANYWHERE)
+                self.assertEqual((status, output), (2, ""))
+                self.assertIn("needed", errors)
+            status, output, errors = run(name, *arguments, "--key", authority.root, ANYWHERE)
+            self.assertEqual((status, output), (1, ""))
+            self.assertIn(str(authority.root), errors)
 
     def test_two_signals_end_it_whoever_is_connected(self):
         with Server("echo", ANYWHERE) as server, connect(server.address) as deaf:
@@ -213,6 +252,86 @@ class Chat(unittest.TestCase):
             self.assertTrue(left.is_set())
             with self.assertRaises(ConnectionResetError):
                 receive_to_end(slow)
+
+
+class StartTls(unittest.TestCase):
+    def command(self, peer, text, answer):
+        peer.sendall(text.encode() + b"\r\n")
+        self.assertEqual(receive_exactly(peer, len(answer) + 2), answer.encode() + b"\r\n")
+
+    def upgraded(self, server, context=None):
+        peer = connect(server.address)
+        self.addCleanup(peer.close)
+        self.assertEqual(receive_exactly(peer, 11), b"220 ready\r\n")
+        self.command(peer, "hello", "plain: hello")
+        self.command(peer, "STARTTLS", "220 go ahead")
+        secure = (context or client_context()).wrap_socket(peer, server_hostname="localhost")
+        self.addCleanup(secure.close)
+        return secure
+
+    def test_upgrade(self):
+        with Server("starttls", *localhost, ANYWHERE) as server:
+            secure = self.upgraded(server)
+            self.command(secure, "password", "secret: password")
+            self.command(secure, "STARTTLS", "secret: STARTTLS")
+            secure.sendall(b"QUIT\r\n")
+            self.assertEqual(receive_to_end(secure), b"221 bye\r\n")  # with close_notify: else it would raise
+
+    def test_injected_plaintext_is_refused(self):
+        with Server("starttls", *localhost, ANYWHERE) as server, connect(server.address) as peer:
+            peer.sendall(b"STARTTLS\r\ninjected\r\n")
+            self.assertEqual(receive_to_end(peer), b"220 ready\r\n220 go ahead\r\n")
+
+    @unittest.skipUnless(shutil.which("openssl"), "openssl is not installed")
+    def test_s_client(self):
+        with Server("starttls", *localhost, ANYWHERE) as server:
+            done = subprocess.run(
+                ["openssl", "s_client", "-starttls", "smtp", "-connect", server.address, "-CAfile", authority.root,
+                 "-verify_return_error", "-quiet", "-crlf"],
+                input=b"from s_client\nQUIT\n", capture_output=True, timeout=PATIENCE)
+            self.assertIn(b"secret: from s_client\r\n221 bye\r\n", done.stdout)
+
+    def test_sighup_reloads_the_certificate(self):
+        certificate, key = authority.issue("changing", "DNS:localhost")
+        first = certificate.read_bytes()
+        with Server("starttls", "--cert", certificate, "--key", key, ANYWHERE) as server:
+            before = self.upgraded(server)
+            authority.issue("changing", "DNS:localhost")
+            self.assertNotEqual(certificate.read_bytes(), first)
+            server.signal(signal.SIGHUP)
+            deadline = time.monotonic() + PATIENCE
+            new = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+            while self.upgraded(server).getpeercert(binary_form=True) != new:
+                self.assertLess(time.monotonic(), deadline)
+            self.command(before, "still here", "secret: still here")
+            # What is broken is told and changes nothing.
+            certificate.write_text("broken")
+            server.signal(signal.SIGHUP)
+            self.assertRegex(server.error_line(), f"the old certificate stays: .*{re.escape(str(certificate))}")
+            self.assertEqual(self.upgraded(server).getpeercert(binary_form=True), new)
+
+
+class MutualTls(unittest.TestCase):
+    def test_greets_by_common_name(self):
+        with Server("mtls_echo", *needed("mtls_echo"), ANYWHERE) as server:
+            for name in ("alice", "bob"):
+                with connect(server.address) as peer, client_context(authority.issue(name)).wrap_socket(
+                        peer, server_hostname="localhost") as secure:
+                    self.assertEqual(receive_exactly(secure, len(name) + 8), f"hello, {name}\n".encode())
+                    secure.sendall(bytes(range(256)) * 100)
+                    self.assertEqual(receive_exactly(secure, 25600), bytes(range(256)) * 100)
+                    secure.unwrap()  # close_notify both ways
+
+    def test_others_are_not_let_in(self):
+        with Authority() as others:
+            stranger = others.issue("alice")
+            with Server("mtls_echo", *needed("mtls_echo"), ANYWHERE) as server:
+                for identity in (None, stranger):
+                    with self.subTest(identity), connect(server.address) as peer:
+                        with self.assertRaises(ssl.SSLError):
+                            secure = client_context(identity).wrap_socket(peer, server_hostname="localhost")
+                            with secure:
+                                secure.recv(1)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,12 @@ class Server:
             line += byte
         return line.decode()
 
+    def error_line(self):
+        """The next line on standard error; wait() gives what is left of it."""
+        return self._process.stderr.readline().decode()
+
     def signal(self, number=signal.SIGTERM):
-        self._signalled = True
+        self._signalled = self._signalled or number != signal.SIGHUP
         self._process.send_signal(number)
 
     def wait(self):
