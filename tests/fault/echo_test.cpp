@@ -50,6 +50,36 @@ TEST_CASE_FIXTURE(clean_process, "echo: 100000 exchanges with every fault at one
   MESSAGE(outcome.exchanges << " exchanges, " << outcome.all_resets() << " resets");
 }
 
+TEST_CASE_FIXTURE(clean_process, "echo: over TLS with every fault at one percent") {
+  int version = 0;
+  SUBCASE("TLS 1.2") { version = TLS1_2_VERSION; }
+  SUBCASE("TLS 1.3") { version = TLS1_3_VERSION; }
+  exchange_server server(all_cores(), version);
+  const injected faults(one_percent());
+  const exchange_outcome outcome = checked_exchanges(server, {.exchanges = scaled(20'000)});
+  CHECK(outcome.all_resets() > 0);
+  MESSAGE(outcome.exchanges << " exchanges, " << outcome.all_resets() << " resets, " << outcome.failed_handshakes
+                            << " failed handshakes");
+}
+
+TEST_CASE_FIXTURE(clean_process, "echo: over TLS with the tightest limits and short transfers") {
+  server_options options = all_cores();
+  options.read_buffers_per_core = 1;
+  options.operations_per_turn = 1;
+  options.slot_bytes = 512;
+  options.handshake_budget = std::chrono::microseconds(1);
+  fault_plan plan = no_faults();
+  plan.short_read = plan.short_write = plan.would_block = plan.interrupted = 0.3;
+  int version = 0;
+  SUBCASE("TLS 1.2") { version = TLS1_2_VERSION; }
+  SUBCASE("TLS 1.3") { version = TLS1_3_VERSION; }
+  exchange_server server(options, version);
+  const injected faults(plan);
+  const exchange_outcome outcome = checked_exchanges(server, {.exchanges = scaled(5'000)});
+  CHECK(outcome.all_resets() == 0);
+  CHECK(outcome.failed_handshakes == 0);
+}
+
 // Nothing of an allowance is left over: one buffer for all connections of a core, one operation a turn,
 // frames that do not fit their slots.
 TEST_CASE_FIXTURE(clean_process, "echo: with the tightest limits and every fault") {

@@ -14,6 +14,7 @@
 
 #include "tests/fault/injection.hpp"
 #include "tests/support/clean_process.hpp"
+#include "tests/support/tls_server.hpp"
 
 namespace percore::test {
 
@@ -157,9 +158,17 @@ constexpr std::array<handler_function, echo_kinds> handlers = {
 
 }  // namespace
 
-exchange_server::exchange_server(server_options options) : server_(std::move(options)) {
+exchange_server::exchange_server(server_options options, int tls_version) : server_(std::move(options)) {
+  std::optional<tls_context> context;
+  if (tls_version != 0) {
+    tls_client_options how;
+    how.min_version = how.max_version = tls_version;
+    profile_.emplace(how);
+    context.emplace(server_tls());
+  }
   for (std::size_t i = 0; i < echo_kinds; ++i) {
     listen_options listening;
+    listening.tls = context;
     if (static_cast<echo_kind>(i) == echo_kind::small_buffers) {
       listening.socket.send_buffer_bytes = 4096;
       listening.unsent_tail_bytes = 6000;
@@ -170,6 +179,13 @@ exchange_server::exchange_server(server_options options) : server_(std::move(opt
         listening);
   }
   server_.start();
+}
+
+any_client exchange_server::connect(echo_kind kind) const {
+  if (!profile_) return any_client(client(where(kind)));
+  tls_client peer(where(kind), *profile_);
+  peer.handshake();
+  return any_client(std::move(peer));
 }
 
 // --- the clients' side -----------------------------------------------------------------------------------
@@ -208,7 +224,7 @@ bool takes_lines(echo_kind kind) {
 // One connection with at most a few messages under way.
 class exchanger {
  public:
-  exchanger(echo_kind kind, const exchange_server& server) : kind_(kind), peer_(server.where(kind)) {}
+  exchanger(echo_kind kind, const exchange_server& server) : kind_(kind), peer_(server.connect(kind)) {}
 
   // Messages are sent in two parts, so that the server sees beginnings.
   void compose(std::mt19937_64& draw, std::size_t most) {
@@ -236,7 +252,9 @@ class exchanger {
   // After the last exchange: nothing more may come but the FIN.
   bool finish() {
     if (kind_ != echo_kind::one_shot) peer_.half_close();
-    return peer_.recv_some().empty();
+    const bool nothing = peer_.recv_some().empty();
+    if (nothing && !peer_.ended_cleanly()) throw std::logic_error("an end without close_notify");
+    return nothing;
   }
 
   [[nodiscard]] echo_kind kind() const noexcept { return kind_; }
@@ -271,7 +289,7 @@ class exchanger {
   }
 
   echo_kind kind_;
-  client peer_;
+  any_client peer_;
   std::string text_;
   std::size_t messages_ = 0;
   std::size_t first_part_ = 0;
@@ -300,6 +318,7 @@ class exchange_thread {
     const std::lock_guard hold(outcome_.lock);
     outcome_.all.exchanges += mine_.exchanges;
     outcome_.all.cut += mine_.cut;
+    outcome_.all.failed_handshakes += mine_.failed_handshakes;
     for (std::size_t i = 0; i < echo_kinds; ++i) {
       outcome_.all.connections[i] += mine_.connections[i];
       outcome_.all.fins[i] += mine_.fins[i];
@@ -343,11 +362,25 @@ class exchange_thread {
 
   void begin(slot_of_one& connection) {
     if (!connection) {
-      connection = std::make_unique<exchanger>(static_cast<echo_kind>(draw_() % echo_kinds), server_);
+      connection = open(static_cast<echo_kind>(draw_() % echo_kinds));
+      if (!connection) return;
       ++mine_.connections[static_cast<std::size_t>(connection->kind())];
     }
     connection->compose(draw_, 3);
     connection->send_first_part();
+  }
+
+  // None when a handshake was broken off.
+  slot_of_one open(echo_kind kind) {
+    if (!server_.encrypted()) return std::make_unique<exchanger>(kind, server_);
+    try {
+      return std::make_unique<exchanger>(kind, server_);
+    } catch (const tls_went_wrong&) {
+    } catch (const std::system_error& failure) {
+      if (failure.code().value() != ECONNRESET && failure.code().value() != EPIPE) throw;
+    }
+    ++mine_.failed_handshakes;
+    return {};
   }
 
   void send_rest(slot_of_one& connection) {
@@ -415,23 +448,39 @@ exchange_outcome checked_exchanges(exchange_server& server, const exchange_plan&
   CHECK(outcome.exchanges >= plan.exchanges);
   CHECK(eventually([&] { return server.total().active == 0; }));
   std::uint64_t connections = 0;
+  std::uint64_t ended = 0;
   for (std::size_t i = 0; i < echo_kinds; ++i) {
     INFO("kind " << i);
     const handler_endings& seen = server.endings(static_cast<echo_kind>(i));
     CHECK(outcome.fins[i] + outcome.resets[i] == outcome.connections[i]);
+    connections += outcome.connections[i];
+    ended += seen.end_of_stream + seen.reset + seen.no_memory + seen.answered + seen.other;
+    CHECK(seen.other == 0);
+    if (server.encrypted()) {
+      // A handshake that is done for one side may fail on the other, and a reset may take the place of close_notify.
+      CHECK(seen.end_of_stream + seen.answered >= outcome.fins[i]);
+      continue;
+    }
     // Every handler has ended, and both sides have counted the same ends.
     CHECK(seen.end_of_stream + seen.reset + seen.no_memory + seen.answered + seen.other ==
           outcome.connections[i]);
-    CHECK(seen.other == 0);
     if (static_cast<echo_kind>(i) != echo_kind::one_shot) {
       CHECK(seen.end_of_stream == outcome.fins[i]);
       CHECK(seen.reset + seen.no_memory == outcome.resets[i]);
     } else {
       CHECK(seen.answered >= outcome.fins[i]);  // the flush after it may still fail
     }
-    connections += outcome.connections[i];
   }
-  CHECK(server.total().accepted == connections);
+  const core_stats total = server.total();
+  CHECK(total.accepted == ended);
+  if (!server.encrypted()) CHECK(total.accepted == connections);
+  if (server.encrypted()) {
+    CHECK(total.tls_handshakes == total.accepted);
+    CHECK(total.tls_failed_records == 0);
+    CHECK(total.tls_truncated == 0);
+    // The kernel's faults are no violations of the protocol.
+    CHECK(tls_failures(total) == total.tls_failed_peer_gone);
+  }
   return outcome;
 }
 

@@ -5,10 +5,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <vector>
 
+#include "tests/support/any_client.hpp"
 #include "tests/support/test_server.hpp"
 
 namespace percore::test {
@@ -31,11 +33,15 @@ inline constexpr std::size_t longest_message = 20'000;
 
 class exchange_server {
  public:
-  explicit exchange_server(server_options options);
+  // Over TLS of this version (TLS1_2_VERSION, TLS1_3_VERSION), or in plain.
+  explicit exchange_server(server_options options, int tls_version = 0);
   server* operator->() noexcept { return &server_; }
   [[nodiscard]] address where(echo_kind kind) const {
     return server_.local_address(static_cast<std::size_t>(kind));
   }
+  // A client of it; with TLS, when its handshake is done.
+  [[nodiscard]] any_client connect(echo_kind kind) const;
+  [[nodiscard]] bool encrypted() const noexcept { return profile_.has_value(); }
   [[nodiscard]] core_stats total() const { return server_.stats().total; }
   [[nodiscard]] const handler_endings& endings(echo_kind kind) const {
     return endings_[static_cast<std::size_t>(kind)];
@@ -43,6 +49,7 @@ class exchange_server {
 
  private:
   handler_endings endings_[echo_kinds];
+  std::optional<tls_profile> profile_;
   server server_;
 };
 
@@ -60,6 +67,7 @@ struct exchange_outcome {
   std::uint64_t connections[echo_kinds] = {};
   std::uint64_t fins[echo_kinds] = {};    // ended by the server's FIN after the last byte
   std::uint64_t resets[echo_kinds] = {};  // ended by a RST; all bytes until then were right
+  std::uint64_t failed_handshakes = 0;  // of TLS: not among the connections
   std::uint64_t cut = 0;                  // ended by the server's FIN before, where it may end
   std::vector<std::string> faults;        // bytes that are wrong or missing, and hangs
   std::uint64_t fault_count = 0;

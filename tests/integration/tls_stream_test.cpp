@@ -10,9 +10,9 @@
 #include <string>
 #include <thread>
 #include <utility>
-#include <variant>
 #include <vector>
 
+#include "tests/support/any_client.hpp"
 #include "tests/support/clean_process.hpp"
 #include "tests/support/test_server.hpp"
 #include "tests/support/tls_client.hpp"
@@ -22,44 +22,6 @@ namespace percore::test {
 namespace {
 
 using namespace std::chrono_literals;
-
-// A client of either kind.
-class any_client {
- public:
-  explicit any_client(client&& plain) : peer_(std::move(plain)) {}
-  explicit any_client(tls_client&& secure) : peer_(std::move(secure)) {}
-
-  void send_all(std::string_view data) {
-    std::visit([&](auto& peer) { peer.send_all(data); }, peer_);
-  }
-  std::string recv_exactly(std::size_t count) {
-    return std::visit([&](auto& peer) { return peer.recv_exactly(count); }, peer_);
-  }
-  std::string recv_some(std::size_t limit) {
-    return std::visit([&](auto& peer) { return peer.recv_some(limit); }, peer_);
-  }
-  // All there is; with TLS it must have ended with close_notify.
-  std::string recv_to_end() {
-    std::string all = std::visit([](auto& peer) { return peer.recv_to_end(); }, peer_);
-    if (tls_client* secure = std::get_if<tls_client>(&peer_)) CHECK(secure->close_received());
-    return all;
-  }
-  void half_close() {
-    std::visit([](auto& peer) { peer.half_close(); }, peer_);
-  }
-  // What goes over the wire for `data`.
-  std::string encrypt(std::string_view data) {
-    tls_client* secure = std::get_if<tls_client>(&peer_);
-    return secure == nullptr ? std::string(data) : secure->encrypt(data);
-  }
-  client& socket() {
-    tls_client* secure = std::get_if<tls_client>(&peer_);
-    return secure == nullptr ? std::get<client>(peer_) : secure->socket();
-  }
-
- private:
-  std::variant<client, tls_client> peer_;
-};
 
 // What the bytes travel in.
 class wire {
@@ -114,6 +76,13 @@ listen_options small_send_buffer() {
   return options;
 }
 
+// All there is; with TLS it must have ended with close_notify.
+std::string all_of(any_client& peer) {
+  std::string all = peer.recv_to_end();
+  CHECK(peer.ended_cleanly());
+  return all;
+}
+
 TEST_CASE_FIXTURE(clean_process, "tls stream: echo of every size") {
   over_every_wire([](const wire& over) {
     test_server server(echo, one_core(), over.listening());
@@ -124,7 +93,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: echo of every size") {
       CHECK((peer.recv_exactly(size) == text));
     }
     peer.half_close();
-    CHECK(peer.recv_to_end().empty());
+    CHECK(all_of(peer).empty());
     CHECK(eventually([&] { return server.total().active == 0; }));
     CHECK(server.total().tls_handshakes == (over.encrypted() ? 1 : 0));
     CHECK(server.total().tls_truncated == 0);
@@ -158,7 +127,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: a writer waits for a slow reader")
     any_client peer = over.connect(server, 4096);
     const std::string start = peer.recv_exactly(1);
     CHECK_FALSE(written.load());
-    CHECK((start + peer.recv_to_end() == text));
+    CHECK((start + all_of(peer) == text));
     CHECK(result.take());
   });
 }
@@ -177,7 +146,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: writes of many sizes keep their or
         },
         one_core(), over.listening(small_send_buffer()));
     any_client peer = over.connect(server, 4096);
-    CHECK((peer.recv_to_end() == text));
+    CHECK((all_of(peer) == text));
   });
 }
 
@@ -205,7 +174,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: pieces arrive as one text") {
         },
         one_core(), over.listening(small ? small_send_buffer() : listen_options()));
     any_client peer = over.connect(server, small ? 4096 : 0);
-    CHECK((peer.recv_to_end() == text + "a" + text + "z"));
+    CHECK((all_of(peer) == text + "a" + text + "z"));
     CHECK(result.take());
     CHECK(result.take());
   });
@@ -226,7 +195,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: nothing to write is written at onc
         },
         one_core(), over.listening());
     any_client peer = over.connect(server);
-    CHECK(peer.recv_to_end().empty());
+    CHECK(all_of(peer).empty());
     for (int i = 0; i < 4; ++i) CHECK(result.take());
   });
 }
@@ -275,7 +244,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: every kind of read sees the same b
     CHECK(seen.take().empty());
     CHECK(seen.take() == "end");
     CHECK(seen.take() == "no end of line");
-    CHECK(peer.recv_to_end() == "done");
+    CHECK(all_of(peer) == "done");
   });
 }
 
@@ -393,7 +362,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: the server's end is a clean one") 
         },
         one_core(), over.listening());
     any_client peer = over.connect(server);
-    CHECK(peer.recv_to_end() == "bye");
+    CHECK(all_of(peer) == "bye");
     go_on = true;
   });
 }
@@ -413,7 +382,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: reading goes on after shutdown_wri
         },
         one_core(), over.listening(small_send_buffer()));
     any_client peer = over.connect(server, 4096);
-    CHECK((peer.recv_to_end() == text));
+    CHECK((all_of(peer) == text));
     CHECK(seen.take() == "closed");
     peer.send_all("one\n");
     CHECK(seen.take() == "one\n");
@@ -445,7 +414,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: shutdown_write while a write waits
       done.set();
     }) == post_result::posted);
     done.wait();
-    CHECK((start + peer.recv_to_end() == text));
+    CHECK((start + all_of(peer) == text));
     CHECK(result.take());
   });
 }
@@ -465,7 +434,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: writing goes on after the peer's h
     peer.send_all("question");
     peer.half_close();
     CHECK(end.take() == errc::end_of_stream);
-    CHECK((peer.recv_to_end() == text));
+    CHECK((all_of(peer) == text));
   });
 }
 
@@ -670,7 +639,7 @@ TEST_CASE_FIXTURE(clean_process, "tls stream: a shutdown of the server ends idle
     idle.send_all("x");
     CHECK(idle.recv_exactly(1) == "x");
     server->shutdown();
-    CHECK(idle.recv_to_end().empty());
+    CHECK(all_of(idle).empty());
   });
 }
 
