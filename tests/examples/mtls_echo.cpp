@@ -24,7 +24,8 @@ percore::task<> greet_and_echo(percore::connection& conn) {
 
 constexpr const char* usage =
     "usage: mtls_echo --cert FILE --key FILE --authorities FILE [ADDRESS]\n"
-    "Echoes over TLS on ADDRESS (default 127.0.0.1:5000; port 0: any free port) to clients with a certificate that an\n"
+    "Echoes over TLS on ADDRESS (default 127.0.0.1:5000; port 0: any free port) to clients with a "
+    "certificate that an\n"
     "authority of FILE has issued. FILEs are PEM. SIGINT or SIGTERM ends it.\n";
 
 }  // namespace
@@ -60,8 +61,10 @@ int main(int argc, char** argv) {
     settings.on_started = [](percore::server& started) {
       std::cout << "listening on " << started.local_address().to_string() << std::endl;
     };
-    settings.on_tls_failure = [](percore::tls_failure cause, std::string_view reason, const percore::address& peer) {
-      std::cout << peer.to_string() << " not let in: " << percore::name_of(cause) << ", " << reason << std::endl;
+    settings.on_tls_failure = [](percore::tls_failure cause, std::string_view reason,
+                                 const percore::address& peer) {
+      std::cout << peer.to_string() << " not let in: " << percore::name_of(cause) << ", " << reason
+                << std::endl;
     };
     percore::server server(settings);
     percore::listen_options listening;

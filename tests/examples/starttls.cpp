@@ -1,10 +1,11 @@
-// A line protocol that begins in plain and goes over to TLS when the client says STARTTLS, as SMTP and IMAP do.
+// A line protocol that begins in plain and goes over to TLS when the client says STARTTLS, as SMTP and IMAP
+// do.
 //
 //   starttls --cert FILE --key FILE [ADDRESS]
 //
 // Try it with: openssl s_client -starttls smtp -connect 127.0.0.1:5000
-// Until then the answer to a line is "plain: " and the line, afterwards "secret: " and the line; QUIT ends. SIGHUP reads
-// certificate and key again: who comes later sees the new ones.
+// Until then the answer to a line is "plain: " and the line, afterwards "secret: " and the line; QUIT ends.
+// SIGHUP reads certificate and key again: who comes later sees the new ones.
 #include <percore/percore.hpp>
 
 #include <pthread.h>
@@ -28,22 +29,25 @@ percore::task<> serve(percore::connection& conn, const percore::tls_context& con
     const std::string text(line.text().substr(0, line.size() - 2));
     if (text == "STARTTLS" && !conn.tls()) {
       if (!co_await conn.write("220 go ahead\r\n")) co_return;
-      // Whatever a client has sent behind STARTTLS could have been put there by somebody else, who wants it to be taken
-      // for a part of the encrypted conversation. start_tls() refuses then, and so do we.
+      // Whatever a client has sent behind STARTTLS could have been put there by somebody else, who wants it
+      // to be taken for a part of the encrypted conversation. start_tls() refuses then, and so do we.
       const bool encrypted = co_await conn.start_tls(context);
       if (!encrypted) co_return;
     } else if (text == "QUIT") {
       co_await conn.write_last("221 bye\r\n");
       co_return;
     } else {
-      std::string answer = text.starts_with("EHLO ") ? "250 STARTTLS" : conn.tls() ? "secret: " + text : "plain: " + text;
+      std::string answer = text.starts_with("EHLO ") ? "250 STARTTLS"
+                           : conn.tls()              ? "secret: " + text
+                                                     : "plain: " + text;
       answer += "\r\n";
       if (!co_await conn.write(answer)) co_return;
     }
   }
 }
 
-// A thread that waits for SIGHUP. The signal is blocked before any other thread begins, so that it meets none of them.
+// A thread that waits for SIGHUP. The signal is blocked before any other thread begins, so that it meets none
+// of them.
 class reload_on_sighup {
  public:
   explicit reload_on_sighup(percore::tls_context context) {
@@ -75,7 +79,8 @@ class reload_on_sighup {
 
 constexpr const char* usage =
     "usage: starttls --cert FILE --key FILE [ADDRESS]\n"
-    "Answers lines that end with CR LF on ADDRESS (default 127.0.0.1:5000; port 0: any free port), in plain until\n"
+    "Answers lines that end with CR LF on ADDRESS (default 127.0.0.1:5000; port 0: any free port), in plain "
+    "until\n"
     "STARTTLS. FILEs are PEM; SIGHUP reads them again. SIGINT or SIGTERM ends it.\n";
 
 }  // namespace

@@ -113,7 +113,8 @@ TEST_CASE_FIXTURE(clean_process, "starttls: a ClientHello that comes with the co
   CHECK(server.next() == "refused: the peer sent plaintext behind its request for TLS");
 }
 
-TEST_CASE_FIXTURE(clean_process, "starttls: injected plaintext is refused, and the connection goes on in plain") {
+TEST_CASE_FIXTURE(clean_process,
+                  "starttls: injected plaintext is refused, and the connection goes on in plain") {
   line_server server;
   client socket = server.connect();
   tls_client peer(std::move(socket), tls_profile());
@@ -148,7 +149,9 @@ TEST_CASE_FIXTURE(clean_process, "starttls: unread bytes count as plaintext") {
     auto data = co_await conn.read();
     conn.unread(data.size());
     const bool done = co_await conn.start_tls(context);
-    seen.put(done ? "upgraded" : conn.error() == errc::plaintext_injected ? "refused" : conn.error().message());
+    seen.put(done                                       ? "upgraded"
+             : conn.error() == errc::plaintext_injected ? "refused"
+                                                        : conn.error().message());
     data = co_await conn.read();
     seen.put(std::string(data.text()));
     const bool written = co_await conn.write("plain");
@@ -272,9 +275,15 @@ TEST_CASE_FIXTURE(clean_process, "starttls: the server ends while handshakes sta
   tls_client begun(asked_for_tls(server), tls_profile());
   begun.socket().send_all(begun.handshake_step());
   REQUIRE(begun.receive());
-  SUBCASE("by halt") { server.host().halt(); }
-  SUBCASE("by a shutdown with a grace") { server.host().shutdown(50ms); }
-  SUBCASE("by a shutdown: they have their deadline") { server.host().shutdown(); }
+  SUBCASE("by halt") {
+    server.host().halt();
+  }
+  SUBCASE("by a shutdown with a grace") {
+    server.host().shutdown(50ms);
+  }
+  SUBCASE("by a shutdown: they have their deadline") {
+    server.host().shutdown();
+  }
   (void)silent.wait_for_end();
   (void)begun.socket().wait_for_end();
   server.host().wait();

@@ -112,7 +112,8 @@ TEST_CASE_FIXTURE(clean_process, "tls resumption: a ticket is good under its lis
   CHECK(tls_failures(host.stats().total) == 0);
 }
 
-TEST_CASE_FIXTURE(clean_process, "tls resumption: the key before the newest is still good, older ones are not") {
+TEST_CASE_FIXTURE(clean_process,
+                  "tls resumption: the key before the newest is still good, older ones are not") {
   tls_context context(server_tls());
   test_server server(tell_core, one_core(), over_tls(context));
   for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
@@ -123,7 +124,8 @@ TEST_CASE_FIXTURE(clean_process, "tls resumption: the key before the newest is s
     const visit renewed = visited(server.where(), how, first.ticket);
     CHECK(renewed.resumed);
     REQUIRE(renewed.ticket != nullptr);
-    CHECK(bytes_of(renewed.ticket) != bytes_of(first.ticket));  // with TLS 1.2, too: the old one will not do for long
+    CHECK(bytes_of(renewed.ticket) !=
+          bytes_of(first.ticket));  // with TLS 1.2, too: the old one will not do for long
     CHECK(visited(server.where(), how, renewed.ticket).resumed);
     context.rotate_ticket_keys();
     CHECK_FALSE(visited(server.where(), how, first.ticket).resumed);
@@ -275,14 +277,16 @@ TEST_CASE_FIXTURE(clean_process, "tls resumption: ten thousand over all cores wi
       context.rotate_ticket_keys();
       CHECK(clients.wait_for_more(count / 4));
       CHECK(full == 0);  // one rotation invalidates nothing
-      // Between the two of these the old tickets are still in use: some handshakes may be full ones, none fails.
+      // Between the two of these the old tickets are still in use: some handshakes may be full ones, none
+      // fails.
       context.rotate_ticket_keys();
       context.rotate_ticket_keys();
       CHECK(clients.wait_for_more(count / 2));
       CHECK(clients.stop().empty());
     }
     const core_stats after = server.total();
-    CHECK(after.tls_resumptions - before.tls_resumptions + full + 1 == after.tls_handshakes - before.tls_handshakes);
+    CHECK(after.tls_resumptions - before.tls_resumptions + full + 1 ==
+          after.tls_handshakes - before.tls_handshakes);
     CHECK(after.tls_resumptions - before.tls_resumptions >= count * 9 / 10);
     CHECK(tls_failures(after) == 0);
   }
@@ -291,7 +295,8 @@ TEST_CASE_FIXTURE(clean_process, "tls resumption: ten thousand over all cores wi
 
 // --- reload ------------------------------------------------------------------------------------------------
 
-TEST_CASE_FIXTURE(clean_process, "tls reload: new handshakes on every core see the new certificate, and none fails") {
+TEST_CASE_FIXTURE(clean_process,
+                  "tls reload: new handshakes on every core see the new certificate, and none fails") {
   const certificate second = authority().issue("second", {"localhost"});
   const temporary_file chain(authority().localhost.chain_pem());
   const temporary_file key(authority().localhost.key_pem());
@@ -334,11 +339,18 @@ TEST_CASE_FIXTURE(clean_process, "tls reload: what is broken leaves the old cert
   tls_context context(options);
   test_server server(tell_core, one_core(), over_tls(context));
   const certificate other = authority().issue("other", {"localhost"});
-  SUBCASE("no certificate") { chain.write("garbage"); }
-  SUBCASE("an empty key") { key.write(""); }
-  SUBCASE("half of a renewal") { chain.write(other.chain_pem()); }
+  SUBCASE("no certificate") {
+    chain.write("garbage");
+  }
+  SUBCASE("an empty key") {
+    key.write("");
+  }
+  SUBCASE("half of a renewal") {
+    chain.write(other.chain_pem());
+  }
   CHECK_THROWS_AS(context.reload(), tls_error);
-  for (int i = 0; i < 4; ++i) CHECK(visited(server.where(), tls_profile()).sha256 == authority().localhost.sha256());
+  for (int i = 0; i < 4; ++i)
+    CHECK(visited(server.where(), tls_profile()).sha256 == authority().localhost.sha256());
   chain.write(other.chain_pem());
   key.write(other.key_pem());
   context.reload();

@@ -19,11 +19,11 @@ namespace {
 // Answers with what the handler knows of the handshake.
 task<> tell_info(connection& conn) {
   const auto info = conn.tls();
-  const std::string text =
-      !info ? "plain"
-            : std::string(info->version == tls_version::v1_3 ? "1.3" : "1.2") + " " + std::string(info->cipher) +
-                  " alpn=" + std::string(info->alpn) + " name=" + std::string(info->server_name) +
-                  (info->resumed ? " resumed" : " full");
+  const std::string text = !info ? "plain"
+                                 : std::string(info->version == tls_version::v1_3 ? "1.3" : "1.2") + " " +
+                                       std::string(info->cipher) + " alpn=" + std::string(info->alpn) +
+                                       " name=" + std::string(info->server_name) +
+                                       (info->resumed ? " resumed" : " full");
   co_await conn.write(text);
 }
 
@@ -34,7 +34,8 @@ std::string certificate_for(const test_server& server, const std::string& name, 
   return peer.handshake().peer_sha256();
 }
 
-// The reason that OpenSSL gives when the handshake fails, on whichever side the client learns it; empty: it does not.
+// The reason that OpenSSL gives when the handshake fails, on whichever side the client learns it; empty: it
+// does not.
 std::string refusal(const test_server& server, const tls_client_options& how) {
   try {
     tls_client peer(server.where(), tls_profile(how));
@@ -80,15 +81,24 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: the certificate follows the clie
     const char* name;
     const certificate* expected;
   } table[] = {
-      {"first.example", &first},         {"also-first.example", &first},
-      {"a.wild.example", &exact},        {"b.wild.example", &wild},
-      {"A.Wild.EXAMPLE", &exact},        {"B.WILD.example", &wild},
-      {"a.b.wild.example", &first},      {"wild.example", &first},
-      {".wild.example", &first},         {"*.wild.example", &wild},
-      {"given.example", &named},         {"x.given.example", &named},
-      {"elsewhere.example", &first},     {"common.example", &by_common_name},
-      {"unknown.example", &first},       {"", &first},
-      {"x", &first},                     {"xn--bcher-kva.wild.example", &wild},
+      {"first.example", &first},
+      {"also-first.example", &first},
+      {"a.wild.example", &exact},
+      {"b.wild.example", &wild},
+      {"A.Wild.EXAMPLE", &exact},
+      {"B.WILD.example", &wild},
+      {"a.b.wild.example", &first},
+      {"wild.example", &first},
+      {".wild.example", &first},
+      {"*.wild.example", &wild},
+      {"given.example", &named},
+      {"x.given.example", &named},
+      {"elsewhere.example", &first},
+      {"common.example", &by_common_name},
+      {"unknown.example", &first},
+      {"", &first},
+      {"x", &first},
+      {"xn--bcher-kva.wild.example", &wild},
   };
   for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
     tls_client_options how;
@@ -102,12 +112,17 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: the certificate follows the clie
   }
 }
 
-TEST_CASE_FIXTURE(clean_process, "tls settings: RSA beside ECDSA, chosen by the client's signature algorithms") {
+TEST_CASE_FIXTURE(clean_process,
+                  "tls settings: RSA beside ECDSA, chosen by the client's signature algorithms") {
   const certificate rsa = authority().issue("localhost", {"localhost", "other.example"}, key_kind::rsa_2048);
   const certificate ecdsa = authority().issue("localhost", {"localhost", "other.example"});
   tls_options options = server_tls(rsa);
-  SUBCASE("RSA first") { options.certificates.push_back(shown(ecdsa)); }
-  SUBCASE("ECDSA first") { options.certificates.insert(options.certificates.begin(), shown(ecdsa)); }
+  SUBCASE("RSA first") {
+    options.certificates.push_back(shown(ecdsa));
+  }
+  SUBCASE("ECDSA first") {
+    options.certificates.insert(options.certificates.begin(), shown(ecdsa));
+  }
   test_server server(echo, one_core(), over_tls(options));
   for (const char* name : {"localhost", "other.example", "unknown.example", ""}) {
     CAPTURE(name);
@@ -158,7 +173,8 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: application protocols") {
   CHECK(tls_client(without.where(), tls_profile(how)).handshake().alpn().empty());
 }
 
-TEST_CASE_FIXTURE(clean_process, "tls settings: versions, ciphers, suites and groups are what the options say") {
+TEST_CASE_FIXTURE(clean_process,
+                  "tls settings: versions, ciphers, suites and groups are what the options say") {
   const certificate rsa = authority().issue("localhost", {"localhost"}, key_kind::rsa_2048);
   tls_options options = server_tls(rsa);
   options.ciphers = "ECDHE-RSA-CHACHA20-POLY1305:ECDHE-RSA-AES256-GCM-SHA384";
@@ -168,7 +184,8 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: versions, ciphers, suites and gr
   const auto agreed = [&](const tls_client_options& how) {
     tls_client peer(server.where(), tls_profile(how));
     const std::string text = peer.handshake().recv_to_end();
-    return text.substr(0, text.find(" alpn")) + " " + OBJ_nid2sn(static_cast<int>(SSL_get_negotiated_group(peer.ssl())));
+    return text.substr(0, text.find(" alpn")) + " " +
+           OBJ_nid2sn(static_cast<int>(SSL_get_negotiated_group(peer.ssl())));
   };
   CHECK(agreed({}) == "1.3 TLS_CHACHA20_POLY1305_SHA256 secp384r1");
   tls_client_options how;
@@ -207,7 +224,8 @@ task<> tell_peer(connection& conn) {
 
 TEST_CASE_FIXTURE(clean_process, "tls settings: client certificates") {
   const certificate middle({.common_name = "middle", .authority = true}, &authority().root);
-  const certificate alice({.common_name = "ren\xc3\xa9, 1", .dns_names = {"alice.example", "a2.example"}}, &middle);
+  const certificate alice({.common_name = "ren\xc3\xa9, 1", .dns_names = {"alice.example", "a2.example"}},
+                          &middle);
   const certificate other_root({.common_name = "percore test root", .authority = true});
   const certificate mallory({.common_name = "mallory"}, &other_root);
   const certificate own({.common_name = "own"});
@@ -219,7 +237,9 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: client certificates") {
     options.clients = client_certificates::required;
     required = true;
   }
-  SUBCASE("optional") { options.clients = client_certificates::optional; }
+  SUBCASE("optional") {
+    options.clients = client_certificates::optional;
+  }
   options.authorities_pem = authority().root.pem();
   test_server server(tell_peer, one_core(), over_tls(options));
   for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
@@ -234,8 +254,8 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: client certificates") {
       CHECK(tls_client(server.where(), tls_profile(how)).handshake().recv_to_end() == "nobody");
     }
     how.identity = &alice;
-    const std::string leaf = "CN=ren\xc3\xa9\\, 1 by CN=middle (ren\xc3\xa9, 1/" + alice.sha256() +
-                             ") alice.example a2.example\n";
+    const std::string leaf =
+        "CN=ren\xc3\xa9\\, 1 by CN=middle (ren\xc3\xa9, 1/" + alice.sha256() + ") alice.example a2.example\n";
     const std::string chain = leaf + "CN=middle by CN=percore test root (middle/" + middle.sha256() +
                               ")\nCN=percore test root by CN=percore test root (percore test root/" +
                               authority().root.sha256() + ")\n";
@@ -295,7 +315,8 @@ std::string ocsp_response() {
   return der;
 }
 
-TEST_CASE_FIXTURE(clean_process, "tls settings: an OCSP response is stapled for those who ask, to its certificate only") {
+TEST_CASE_FIXTURE(clean_process,
+                  "tls settings: an OCSP response is stapled for those who ask, to its certificate only") {
   const std::string response = ocsp_response();
   const temporary_file file(response);
   const certificate other = authority().issue("other.example", {"other.example"});
@@ -313,7 +334,8 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: an OCSP response is stapled for 
       peer.handshake();
       const unsigned char* bytes = nullptr;
       const long size = SSL_get_tlsext_status_ocsp_resp(peer.ssl(), &bytes);
-      return size <= 0 ? std::string() : std::string(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(size));
+      return size <= 0 ? std::string()
+                       : std::string(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(size));
     };
     CHECK(stapled("localhost", true) == response);
     CHECK(stapled("localhost", false).empty());
@@ -321,7 +343,8 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: an OCSP response is stapled for 
   }
 }
 
-TEST_CASE_FIXTURE(clean_process, "tls settings: the key log has the secrets of every connection, and is announced") {
+TEST_CASE_FIXTURE(clean_process,
+                  "tls settings: the key log has the secrets of every connection, and is announced") {
   const temporary_file log;
   std::vector<std::string> warnings;
   tls_options options = server_tls();
@@ -339,7 +362,8 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: the key log has the secrets of e
   }
   const std::string text = log.read();
   CHECK(text.find("CLIENT_RANDOM ") != std::string::npos);
-  for (const char* label : {"CLIENT_HANDSHAKE_TRAFFIC_SECRET ", "SERVER_TRAFFIC_SECRET_0 ", "CLIENT_TRAFFIC_SECRET_0 "}) {
+  for (const char* label :
+       {"CLIENT_HANDSHAKE_TRAFFIC_SECRET ", "SERVER_TRAFFIC_SECRET_0 ", "CLIENT_TRAFFIC_SECRET_0 "}) {
     CHECK(text.find(label) != std::string::npos);
   }
   CHECK(std::count(text.begin(), text.end(), '\n') == 6);

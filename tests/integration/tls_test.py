@@ -125,7 +125,8 @@ class Asyncio(unittest.TestCase):
 
 @unittest.skipUnless(shutil.which("openssl"), "openssl is not installed")
 class SClient(unittest.TestCase):
-    def s_client(self, address, *options, data=b""):
+    def s_client(self, server, *options, data=b""):
+        address = server.addresses[0]
         done = subprocess.run(["openssl", "s_client", "-connect", address, "-CAfile", authority.root,
                                "-verify_return_error", "-verify_hostname", "localhost", *map(str, options)],
                               input=data, capture_output=True, timeout=PATIENCE)
@@ -141,7 +142,7 @@ class SClient(unittest.TestCase):
                     (["-tls1_3", "-groups", "P-384"], "ECDH, secp384r1, 384 bits"),
                     (["-tls1_3", "-groups", "P-521:P-256"], "ECDH, prime256v1, 256 bits")):
                 with self.subTest(options):
-                    status, text = self.s_client(server.addresses[0], *options)
+                    status, text = self.s_client(server, *options)
                     self.assertEqual(status, 0, text)
                     self.assertIn("Verification: OK", text)
                     self.assertIn(wanted, text)
@@ -149,29 +150,29 @@ class SClient(unittest.TestCase):
             for options in (["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"], ["-tls1_2", "-cipher", "AES128-SHA"],
                             ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA256"], ["-tls1_3", "-groups", "P-521"]):
                 with self.subTest(options):
-                    self.assertNotEqual(self.s_client(server.addresses[0], *options)[0], 0)
+                    self.assertNotEqual(self.s_client(server, *options)[0], 0)
 
     def test_resumption(self):
         with web_server() as server:
-            status, text = self.s_client(server.addresses[0], "-tls1_2", "-reconnect")
+            status, text = self.s_client(server, "-tls1_2", "-reconnect")
             self.assertEqual((status, text.count("Reused, TLSv1.2"), text.count("New, TLSv1.2")), (0, 5, 1), text)
             with tempfile.TemporaryDirectory(prefix="percore-") as folder:
                 kept = os.path.join(folder, "session")
                 # Its ticket comes behind the handshake, so there has to be an answer that it reads.
                 request = b"GET / HTTP/1.0\r\n\r\n"
-                status, text = self.s_client(server.addresses[0], "-tls1_3", "-sess_out", kept, "-ign_eof", data=request)
+                status, text = self.s_client(server, "-tls1_3", "-sess_out", kept, "-ign_eof", data=request)
                 self.assertIn("New, TLSv1.3", text)
-                status, text = self.s_client(server.addresses[0], "-tls1_3", "-sess_in", kept, "-ign_eof", data=request)
+                status, text = self.s_client(server, "-tls1_3", "-sess_in", kept, "-ign_eof", data=request)
                 self.assertEqual(status, 0, text)
                 self.assertIn("Reused, TLSv1.3", text)
 
     def test_renegotiation_and_key_update(self):
         with web_server() as server:
             # Two requests around what s_client does for the letters R and K (openssl-s_client(1), connected commands).
-            text = self.s_client(server.addresses[0], "-tls1_2", data=b"R\n")[1]
+            text = self.s_client(server, "-tls1_2", data=b"R\n")[1]
             self.assertIn("no renegotiation", text)
             for letter in (b"K\n", b"k\n"):
-                status, text = self.s_client(server.addresses[0], "-tls1_3", "-crlf", "-ign_eof", data=letter)
+                status, text = self.s_client(server, "-tls1_3", "-crlf", "-ign_eof", data=letter)
                 self.assertNotIn("alert", text)
 
 
@@ -188,7 +189,7 @@ class Curl(unittest.TestCase):
             url = f"https://localhost:{port}/"
             for options in ([], ["--tlsv1.3"], ["--tls-max", "1.2"], ["--http1.0"], ["--no-sessionid"]):
                 with self.subTest(options):
-                    status, body, errors = self.curl("--ipv4", *options, url, url)  # the second one on the same connection
+                    status, body, errors = self.curl("--ipv4", *options, url, url)  # twice on one connection
                     self.assertEqual((status, errors), (0, ""))
                     self.assertEqual(len(body) % 2, 0)
                     self.assertEqual(body[:len(body) // 2], body[len(body) // 2:])
@@ -205,8 +206,9 @@ class Wrk(unittest.TestCase):
         with web_server() as server:
             url = f"https://{server.addresses[0]}/"
             for options in ([], ["--header", "Connection: close"]):
-                done = subprocess.run(["wrk", "--threads", "1", "--connections", "20", "--duration", "1s", *options, url],
-                                      capture_output=True, text=True, timeout=PATIENCE)
+                done = subprocess.run(
+                    ["wrk", "--threads", "1", "--connections", "20", "--duration", "1s", *options, url],
+                    capture_output=True, text=True, timeout=PATIENCE)
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertNotIn("Socket errors", done.stdout)
                 self.assertNotIn("Non-2xx", done.stdout)

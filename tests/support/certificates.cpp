@@ -107,9 +107,11 @@ certificate::certificate(const certificate_request& request, const certificate* 
   check(X509_set_pubkey(made, parts_->key.get()), "X509_set_pubkey");
   add_extension(made, signer, NID_subject_key_identifier, "hash");
   add_extension(made, signer, NID_authority_key_identifier, "keyid:always");
-  add_extension(made, signer, NID_basic_constraints, request.authority ? "critical,CA:TRUE" : "critical,CA:FALSE");
-  add_extension(made, signer, NID_key_usage,
-                request.authority ? "critical,keyCertSign,cRLSign" : "critical,digitalSignature,keyEncipherment");
+  add_extension(made, signer, NID_basic_constraints,
+                request.authority ? "critical,CA:TRUE" : "critical,CA:FALSE");
+  add_extension(
+      made, signer, NID_key_usage,
+      request.authority ? "critical,keyCertSign,cRLSign" : "critical,digitalSignature,keyEncipherment");
   std::string names;
   for (const auto& each : request.dns_names) {
     const bool is_address = each.find_first_not_of("0123456789.") == std::string::npos;
@@ -139,8 +141,10 @@ test_authority::test_authority()
     : root({.common_name = "percore test root", .authority = true}),
       localhost(issue("localhost", {"localhost", "127.0.0.1"})) {}
 
-certificate test_authority::issue(std::string common_name, std::vector<std::string> dns_names, key_kind key) const {
-  return certificate({.common_name = std::move(common_name), .dns_names = std::move(dns_names), .key = key}, &root);
+certificate test_authority::issue(std::string common_name, std::vector<std::string> dns_names,
+                                  key_kind key) const {
+  return certificate({.common_name = std::move(common_name), .dns_names = std::move(dns_names), .key = key},
+                     &root);
 }
 
 const test_authority& authority() {
@@ -157,7 +161,9 @@ temporary_file::temporary_file(std::string_view content) {
   write(content);
 }
 
-temporary_file::~temporary_file() { ::unlink(path_.c_str()); }
+temporary_file::~temporary_file() {
+  ::unlink(path_.c_str());
+}
 
 void temporary_file::write(std::string_view content) const {
   std::ofstream(path_, std::ios::binary | std::ios::trunc) << content;

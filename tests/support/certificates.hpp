@@ -26,7 +26,7 @@ class certificate {
   // Issued by `issuer`, or by itself. Throws std::runtime_error.
   explicit certificate(const certificate_request& request, const certificate* issuer = nullptr);
 
-  [[nodiscard]] const std::string& pem() const noexcept { return pem_; }  // itself only
+  [[nodiscard]] const std::string& pem() const noexcept { return pem_; }       // itself only
   [[nodiscard]] std::string chain_pem() const { return pem_ + issuers_pem_; }  // and the issuers but the root
   [[nodiscard]] const std::string& key_pem() const noexcept { return key_pem_; }
   [[nodiscard]] std::string encrypted_key_pem(const std::string& passphrase) const;

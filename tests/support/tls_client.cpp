@@ -25,7 +25,8 @@ void check(bool ok, const std::string& what) {
 int keep_ticket(SSL* ssl, SSL_SESSION* session) {
   auto* kept = static_cast<session_ptr*>(SSL_get_app_data(ssl));
   if (kept == nullptr) return 0;
-  // A copy: SSL_free() makes the session of a connection without close_notify useless (ssl_clear_bad_session).
+  // A copy: SSL_free() makes the session of a connection without close_notify useless
+  // (ssl_clear_bad_session).
   *kept = session_ptr(SSL_SESSION_dup(session), SSL_SESSION_free);
   return 0;
 }
@@ -66,7 +67,8 @@ tls_profile::tls_profile(const tls_client_options& how)
   check(SSL_CTX_set_max_proto_version(made, how.max_version) == 1, "max_version");
   SSL_CTX_set_security_level(made, 0);  // what the server refuses is what is tested
   if (!how.ciphers.empty()) check(SSL_CTX_set_cipher_list(made, how.ciphers.c_str()) == 1, how.ciphers);
-  if (!how.ciphersuites.empty()) check(SSL_CTX_set_ciphersuites(made, how.ciphersuites.c_str()) == 1, how.ciphersuites);
+  if (!how.ciphersuites.empty())
+    check(SSL_CTX_set_ciphersuites(made, how.ciphersuites.c_str()) == 1, how.ciphersuites);
   if (!how.groups.empty()) check(SSL_CTX_set1_groups_list(made, how.groups.c_str()) == 1, how.groups);
   const std::string& algorithms = how.signature_algorithms;
   if (!algorithms.empty()) check(SSL_CTX_set1_sigalgs_list(made, algorithms.c_str()) == 1, algorithms);
@@ -79,7 +81,8 @@ tls_profile::tls_profile(const tls_client_options& how)
   if (how.identity != nullptr) show(made, *how.identity);
   if (how.verify) {
     SSL_CTX_set_verify(made, SSL_VERIFY_PEER, nullptr);
-    with_pem(authority().root.pem(), [&](X509* root) { X509_STORE_add_cert(SSL_CTX_get_cert_store(made), root); });
+    with_pem(authority().root.pem(),
+             [&](X509* root) { X509_STORE_add_cert(SSL_CTX_get_cert_store(made), root); });
   }
   if (how.ask_for_status) SSL_CTX_set_tlsext_status_type(made, TLSEXT_STATUSTYPE_ocsp);
   SSL_CTX_set_session_cache_mode(made, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
@@ -126,7 +129,9 @@ std::string tls_client::take_output() {
   return bytes;
 }
 
-void tls_client::send_output() { socket_.send_all(take_output()); }
+void tls_client::send_output() {
+  socket_.send_all(take_output());
+}
 
 bool tls_client::receive() {
   const std::string some = socket_.recv_some();
@@ -159,7 +164,9 @@ std::string tls_client::encrypt(std::string_view data) {
   return take_output();
 }
 
-void tls_client::send_all(std::string_view data) { socket_.send_all(encrypt(data)); }
+void tls_client::send_all(std::string_view data) {
+  socket_.send_all(encrypt(data));
+}
 
 std::string tls_client::recv_some(std::size_t limit) {
   std::string data(limit, '\0');
@@ -236,7 +243,8 @@ std::string tls_client::peer_sha256() const {
 
 session_ptr tls_client::ticket() const {
   if (*ticket_ != nullptr || version() != TLS1_2_VERSION) return *ticket_;
-  // In a resumed session of TLS 1.2 the callback is not told of the ticket that takes the place of the old one.
+  // In a resumed session of TLS 1.2 the callback is not told of the ticket that takes the place of the old
+  // one.
   SSL_SESSION* now = SSL_get0_session(ssl_.get());
   if (now == nullptr || SSL_SESSION_has_ticket(now) == 0) return {};
   return {SSL_SESSION_dup(now), SSL_SESSION_free};

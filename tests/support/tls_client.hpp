@@ -1,5 +1,5 @@
-// A blocking TLS client for tests, over OpenSSL. What OpenSSL produces goes through the test's hands before it goes to
-// the socket, so that a test can cut it, change it or hold it back.
+// A blocking TLS client for tests, over OpenSSL. What OpenSSL produces goes through the test's hands before
+// it goes to the socket, so that a test can cut it, change it or hold it back.
 #pragma once
 
 #include <cstddef>

@@ -160,7 +160,8 @@ TEST_CASE("tls_context: versions, ciphers, suites, groups and protocols") {
     CHECK(mentions(refusal(options), {"min_version", "max_version"}));
   }
   SUBCASE("ciphers") {
-    for (const char* list : {"NO-SUCH-CIPHER", "ECDHE-RSA-AES128-GCM-SHA256:NO-SUCH-CIPHER", "NO-SUCH-CIPHER:HIGH"}) {
+    for (const char* list :
+         {"NO-SUCH-CIPHER", "ECDHE-RSA-AES128-GCM-SHA256:NO-SUCH-CIPHER", "NO-SUCH-CIPHER:HIGH"}) {
       options.ciphers = list;
       CHECK(mentions(refusal(options), {"ciphers", "'NO-SUCH-CIPHER'"}));
     }
@@ -170,7 +171,8 @@ TEST_CASE("tls_context: versions, ciphers, suites, groups and protocols") {
     }
   }
   SUBCASE("suites") {
-    for (const char* list : {"TLS_NO_SUCH", "TLS_AES_128_GCM_SHA256:TLS_NO_SUCH", "TLS_NO_SUCH:TLS_AES_128_GCM_SHA256"}) {
+    for (const char* list :
+         {"TLS_NO_SUCH", "TLS_AES_128_GCM_SHA256:TLS_NO_SUCH", "TLS_NO_SUCH:TLS_AES_128_GCM_SHA256"}) {
       options.ciphersuites = list;
       CHECK(mentions(refusal(options), {"ciphersuites", "'TLS_NO_SUCH'"}));
     }
