@@ -227,7 +227,6 @@ bool slot::advance_start_tls() noexcept {
       return false;
     case progress::done:
       target_done = 1;
-      read_deadline_ns = 0;  // it was the handshake's; reads without a timeout do not set one
       note_handshake();
       return true;
     case progress::failed:
