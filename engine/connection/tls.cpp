@@ -127,6 +127,7 @@ void slot::note_handshake() noexcept {
   read_deadline_ns = 0;  // it was the handshake's
   deadline_timer.unlink();
   timeouts_changed();  // the lifetime still counts
+  if (tail != nullptr) arm_for_write();
   core_counters& counters = core->counters;
   ++counters.tls_handshakes;
   const SSL* ssl = secure->ssl();

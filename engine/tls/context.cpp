@@ -72,6 +72,10 @@ void shared_context::reload() {
 
 void shared_context::reload(tls_options options) {
   std::lock_guard one(reloading_);
+  std::uint64_t version = 0;
+  if (options.key_log_file != current(version)->options.key_log_file) {
+    throw tls_error("key_log_file cannot change in a reload: '" + options.key_log_file + "'");
+  }
   adopt(load(options, role_));
 }
 
@@ -138,16 +142,23 @@ bool core_context::set_server_name(SSL* session, const std::string& name) const 
 void core_context::make_name_table() {
   using group = std::vector<const loaded_certificate*>;
   const auto& all = settings_->certificates;
-  const auto bearing = [&all](const std::string& name) {
+  const auto first_of_each_type = [&all](auto fits) {
     group result;
     for (const auto& certificate : all) {
-      const bool bears = std::find(certificate.names.begin(), certificate.names.end(), name) != certificate.names.end();
       const bool has_type = std::any_of(result.begin(), result.end(), [&](const loaded_certificate* other) {
         return other->key_type == certificate.key_type;
       });
-      if (bears && !has_type) result.push_back(&certificate);
+      if (fits(certificate) && !has_type) result.push_back(&certificate);
     }
     return result;
+  };
+  const auto bearing = [&](const std::string& name) {
+    return first_of_each_type([&name](const loaded_certificate& certificate) {
+      return std::find(certificate.names.begin(), certificate.names.end(), name) != certificate.names.end();
+    });
+  };
+  const auto nameless = [&] {
+    return first_of_each_type([](const loaded_certificate& certificate) { return certificate.names.empty(); });
   };
   std::map<group, SSL_CTX*> made;
   const auto context_for = [&](const group& certificates) {
@@ -158,8 +169,10 @@ void core_context::make_name_table() {
     }
     return known;
   };
-  if (all.empty() || all.front().names.empty()) {
-    (void)context_for(all.empty() ? group{} : group{&all.front()});
+  if (all.empty()) {
+    (void)context_for({});
+  } else if (all.front().names.empty()) {
+    (void)context_for(nameless());
   } else {
     (void)context_for(bearing(all.front().names.front()));
   }

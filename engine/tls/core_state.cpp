@@ -11,6 +11,13 @@
 
 namespace percore::tls {
 
+namespace {
+
+// Contexts that a core keeps ready; over it, those that serve nobody are dropped and made again when they are needed.
+constexpr std::size_t most_contexts = 64;
+
+}  // namespace
+
 core_state::core_state() : library_(OSSL_LIB_CTX_new()) {
   if (!library_) throw std::bad_alloc();
   gather.reserve(SSL3_RT_MAX_PLAIN_LENGTH);
@@ -31,7 +38,10 @@ core_context* core_state::current(const std::shared_ptr<shared_context>& shared)
   std::uint64_t version = 0;
   auto settings = shared->current(version);
   auto made = std::make_unique<core_context>(shared, std::move(settings), version, library_.get());
-  std::erase_if(contexts_, [&](const auto& old) { return &old->owner() == shared.get() && old->sessions == 0; });
+  const bool too_many = contexts_.size() >= most_contexts;
+  std::erase_if(contexts_, [&](const auto& old) {
+    return old->sessions == 0 && (too_many || &old->owner() == shared.get());
+  });
   contexts_.push_back(std::move(made));
   return contexts_.back().get();
 }

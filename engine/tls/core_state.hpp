@@ -25,6 +25,9 @@ class core_state {
   session* open(const std::shared_ptr<shared_context>& shared, std::uint64_t identity) noexcept;
   void close(session* ended) noexcept;
 
+  // Contexts in memory: for each shared one the newest, and older ones that still have sessions.
+  [[nodiscard]] std::size_t contexts() const noexcept { return contexts_.size(); }
+
   io wire;
   std::vector<std::byte> gather;  // plaintext of several pieces that become one record
 
@@ -35,7 +38,6 @@ class core_state {
   core_context* current(const std::shared_ptr<shared_context>& shared);
 
   std::unique_ptr<OSSL_LIB_CTX, library_free> library_;
-  // For each shared context the newest, and older ones that still have sessions.
   std::vector<std::unique_ptr<core_context>> contexts_;
 };
 

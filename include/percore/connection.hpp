@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string_view>
 #include <system_error>
 #include <type_traits>
@@ -280,9 +281,13 @@ class connection {
   // From then on reads, writes and the end of the connection are TLS's. What was written before is sent in plain first;
   // what the peer had sent in plain behind the command that asked for TLS is refused or dropped. False with errc::
   // plaintext_injected changes nothing and the connection goes on in plain; after any other failure it has ended.
-  // `context` must stay valid until this is done; handshake_timeout applies.
+  // `context` must stay valid until this is done; handshake_timeout applies. Throws std::invalid_argument for a client's
+  // context. Keep contexts: each new one costs every core that meets it a parse of its certificates and keys.
   detail::start_tls_awaiter start_tls(const tls_context& context,
-                                      buffered_plaintext policy = buffered_plaintext::refuse) noexcept {
+                                      buffered_plaintext policy = buffered_plaintext::refuse) {
+    if (context.role() != tls_role::server) {
+      throw std::invalid_argument("percore: start_tls() needs a server's tls_context");
+    }
     return detail::start_tls_awaiter(*this, context, policy);
   }
   // What the handshake agreed on; nothing when the connection is plain.

@@ -104,7 +104,7 @@ class tls_context {
   // Reads the files again. Connections that begin their handshake from now on, on every core, use what they hold;
   // running ones are not touched. Throws tls_error and changes nothing when something is wrong with them.
   void reload();
-  // The same with other options.
+  // The same with other options; key_log_file cannot change.
   void reload(tls_options options);
 
   // Ends the life of the newest ticket key now, as if its lifetime had passed. Calling it twice makes all tickets that

@@ -88,6 +88,18 @@ TEST_CASE_FIXTURE(clean_process, "starttls: a clean upgrade") {
   CHECK(server.total().timeouts == 0);
 }
 
+TEST_CASE_FIXTURE(clean_process, "starttls: a client's context is the handler's fault") {
+  const tls_context context({}, tls_role::client);
+  test_server server([&](connection& conn) -> task<> {
+    const alive frame;
+    CHECK_FALSE(co_await conn.start_tls(context));
+  });
+  client peer = server.connect();
+  CHECK(peer.recv_to_end().empty());
+  CHECK(eventually([&] { return server.total().handler_errors == 1; }));
+  CHECK(server.total().tls_failed_internal == 0);
+}
+
 TEST_CASE_FIXTURE(clean_process, "starttls: a request in one segment with the handshake's last flight") {
   line_server server;
   tls_client peer(asked_for_tls(server), tls_profile());

@@ -247,6 +247,14 @@ TEST_CASE("tls_context: a reload that fails changes nothing and says why") {
   context.reload();
 }
 
+TEST_CASE("tls_context: a key log stays what it was") {
+  tls_options options = server_tls();
+  tls_context context(options);
+  const temporary_file log;
+  options.key_log_file = log.path();
+  CHECK_THROWS_AS(context.reload(options), tls_error);
+}
+
 TEST_CASE("tls_context: names of causes") {
   std::vector<std::string_view> names;
   for (std::size_t i = 0; i < tls_failure_count; ++i) {
