@@ -288,7 +288,9 @@ namespace percore {
 using engine::read_kind;
 using engine::slot;
 
-[[gnu::hot]] bool detail::read_awaiter::await_ready() const noexcept { return slot::of(*owner_).start_read(read_kind::some); }
+[[gnu::hot]] bool detail::read_awaiter::await_ready() const noexcept {
+  return slot::of(*owner_).start_read(read_kind::some);
+}
 [[gnu::hot]] bool detail::read_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
   return slot::of(*owner_).suspend_read(waiter);
 }

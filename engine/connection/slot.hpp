@@ -58,8 +58,8 @@ enum class slot_phase : std::uint8_t {
   flushing  // the handler has returned; the unsent tail is still being sent
 };
 
-// [[gnu::hot]] marks what every request of a kept connection runs: the linker lays these functions side by side, on a few
-// pages. Between two requests the kernel takes the caches; scattered over the program they cost 0.1 us more.
+// [[gnu::hot]] marks what every request of a kept connection runs: the linker lays these functions side by side, on a
+// few pages. Between two requests the kernel takes the caches; scattered over the program they cost 0.1 us more.
 //
 // A connection and all that belongs to it: the state of its operations and, behind this object, the arena of its
 // handler's frames. What every request touches comes first.

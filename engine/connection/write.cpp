@@ -281,7 +281,9 @@ namespace percore {
 
 using engine::slot;
 
-[[gnu::hot]] bool detail::write_awaiter::await_ready() const noexcept { return slot::of(*owner_).start_write(&data_, 1, last_); }
+[[gnu::hot]] bool detail::write_awaiter::await_ready() const noexcept {
+  return slot::of(*owner_).start_write(&data_, 1, last_);
+}
 bool detail::write_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
   return slot::of(*owner_).suspend_write(waiter);
 }

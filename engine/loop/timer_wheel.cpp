@@ -20,8 +20,8 @@ void timer_wheel::place(detail::timer_node& node) noexcept {
   occupied_[row] |= std::uint64_t{1} << position;
 }
 
-// Forgets the lists on its way that cancellations have emptied: a deadline that nobody waits for any more (a handshake's
-// that is done) must not make each wait of the poller one with a time limit, which costs a kernel timer.
+// Forgets the lists on its way that cancellations have emptied: a deadline that nobody waits for any more (of a
+// handshake that is done) must not make each wait of the poller one with a time limit, which costs a kernel timer.
 timer_wheel::due_list timer_wheel::next_list() noexcept {
   for (int level = 0; level < levels;) {
     const auto row = static_cast<std::size_t>(level);

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "engine/tls/context.hpp"
+#include "engine/tls/core_context.hpp"
 #include "engine/tls/io.hpp"
 #include "engine/tls/session.hpp"
 

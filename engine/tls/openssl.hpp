@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <openssl/bio.h>
 #include <openssl/evp.h>
@@ -26,6 +27,9 @@ using bio_method_ptr = std::unique_ptr<BIO_METHOD, freed_by<BIO_meth_free>>;
 using x509_ptr = std::unique_ptr<X509, freed_by<X509_free>>;
 using pkey_ptr = std::unique_ptr<EVP_PKEY, freed_by<EVP_PKEY_free>>;
 using cipher_ptr = std::unique_ptr<EVP_CIPHER, freed_by<EVP_CIPHER_free>>;
+
+// The DNS names of subjectAltName, as they stand there.
+std::vector<std::string> dns_names_of(X509* certificate);
 
 // The oldest entry of this thread's error queue as text; the queue is empty afterwards.
 std::string take_openssl_error();

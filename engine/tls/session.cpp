@@ -8,7 +8,7 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
-#include "engine/tls/context.hpp"
+#include "engine/tls/core_context.hpp"
 
 namespace percore::tls {
 

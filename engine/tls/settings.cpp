@@ -121,14 +121,7 @@ std::string to_lower(std::string text) {
 // The DNS names of subjectAltName; the common name when there are none, as certificates for oneself often are made.
 std::vector<std::string> names_of(X509* certificate) {
   std::vector<std::string> result;
-  auto* names = static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
-  for (int i = 0; names != nullptr && i < sk_GENERAL_NAME_num(names); ++i) {
-    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
-    if (name->type != GEN_DNS) continue;
-    const auto* text = reinterpret_cast<const char*>(ASN1_STRING_get0_data(name->d.dNSName));
-    result.push_back(to_lower({text, static_cast<std::size_t>(ASN1_STRING_length(name->d.dNSName))}));
-  }
-  GENERAL_NAMES_free(names);
+  for (const auto& name : dns_names_of(certificate)) result.push_back(to_lower(name));
   if (!result.empty()) return result;
   std::string common(256, '\0');
   const int size = X509_NAME_get_text_by_NID(X509_get_subject_name(certificate), NID_commonName, common.data(), 256);

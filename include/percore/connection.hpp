@@ -264,7 +264,8 @@ class connection {
 
   // --- ending ----------------------------------------------------------------------------------------------
 
-  // Half-close: sends a FIN after what is unsent (with TLS, close_notify before it). Later writes fail, reading goes on.
+  // Half-close: sends a FIN after what is unsent (with TLS, close_notify before it). Later writes fail, reading goes
+  // on.
   void shutdown_write() noexcept;
   // Ends the connection from this side: what is unsent is still sent (under the write timeout), nothing more is
   // read, operations that wait now and all later ones fail with errc::closed. Returning from the handler does the same.
@@ -281,8 +282,8 @@ class connection {
   // From then on reads, writes and the end of the connection are TLS's. What was written before is sent in plain first;
   // what the peer had sent in plain behind the command that asked for TLS is refused or dropped. False with errc::
   // plaintext_injected changes nothing and the connection goes on in plain; after any other failure it has ended.
-  // `context` must stay valid until this is done; handshake_timeout applies. Throws std::invalid_argument for a client's
-  // context. Keep contexts: each new one costs every core that meets it a parse of its certificates and keys.
+  // `context` must stay valid until this is done; handshake_timeout applies. Throws std::invalid_argument for a
+  // client's context. Keep contexts: each new one costs every core that meets it a parse of its certificates and keys.
   detail::start_tls_awaiter start_tls(const tls_context& context,
                                       buffered_plaintext policy = buffered_plaintext::refuse) {
     if (context.role() != tls_role::server) {

@@ -61,7 +61,8 @@ struct server_options {
   // handlers only descriptors that were open at start() or that handlers of the same core have opened are valid;
   // one that another thread opens later is not, though its number may be. What was open at start() stays open in
   // the cores until the server ends, also a socket that the program closes: its peer then sees no end. Threads that
-  // a handler starts share its core's table, and must neither make a server nor post to one. ThreadSanitizer knows one table only and reports false races with this on.
+  // a handler starts share its core's table, and must neither make a server nor post to one. ThreadSanitizer knows one table only and
+  // reports false races with this on.
   bool private_descriptors = false;
   // Stack of each core's thread; plain pages, touched only as needed.
   std::size_t core_stack_bytes = 1024 * 1024;

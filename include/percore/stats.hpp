@@ -46,7 +46,7 @@ struct core_stats {
   std::uint64_t tls_chacha20_poly1305 = 0;
   std::uint64_t tls_other_ciphers = 0;
   std::uint64_t tls_truncated = 0;       // streams that ended without close_notify
-  std::uint64_t tls_failed_records = 0;  // connections that ended after the handshake for a record or message that was not good
+  std::uint64_t tls_failed_records = 0;  // connections that a bad record or message has ended after the handshake
   // Failed handshakes by cause; tls_failure says what each one means.
   std::uint64_t tls_failed_timed_out = 0;
   std::uint64_t tls_failed_peer_gone = 0;

@@ -49,8 +49,8 @@ struct tls_certificate {
 };
 
 struct tls_options {
-  // Server: at least one. The first that fits the client's server name, exact names before wildcards, is used; without a
-  // name, or with an unknown one, the first of the list. Several for the same name differ by key type (ECDSA beside
+  // Server: at least one. The first that fits the client's server name, exact names before wildcards, is used; without
+  // a name, or with an unknown one, the first of the list. Several for the same name differ by key type (ECDSA beside
   // RSA): the client's signature algorithms then decide.
   // Client: none or one, shown when the server asks.
   std::vector<tls_certificate> certificates;

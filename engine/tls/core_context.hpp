@@ -1,53 +1,16 @@
 #pragma once
 
-#include <array>
-#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/tls/openssl.hpp"
-#include "engine/tls/settings.hpp"
-#include "engine/tls/ticket_keys.hpp"
+#include "engine/tls/shared_context.hpp"
 
 namespace percore::tls {
-
-// What a public tls_context stands for. Any thread; cores look at `version` only, and take the lock when it has changed.
-class shared_context {
- public:
-  shared_context(tls_options options, tls_role role);  // throws tls_error
-  ~shared_context();
-  shared_context(const shared_context&) = delete;
-  shared_context& operator=(const shared_context&) = delete;
-
-  void reload();
-  void reload(tls_options options);
-
-  [[nodiscard]] tls_role role() const noexcept { return role_; }
-  [[nodiscard]] std::uint64_t version() const noexcept { return version_.load(std::memory_order_acquire); }
-  // What is valid now, and its version.
-  [[nodiscard]] std::shared_ptr<const settings> current(std::uint64_t& version) const;
-  [[nodiscard]] ticket_ring& tickets() noexcept { return tickets_; }
-  // Random: sessions of one context are not resumed under another.
-  [[nodiscard]] const std::array<unsigned char, 16>& identity() const noexcept { return identity_; }
-  void log_key(const char* line) const noexcept;
-
- private:
-  void adopt(std::shared_ptr<const settings> made);
-
-  const tls_role role_;
-  int key_log_fd_ = -1;
-  std::array<unsigned char, 16> identity_{};
-  ticket_ring tickets_;
-  std::mutex reloading_;  // one reload at a time
-  mutable std::mutex mutex_;
-  std::shared_ptr<const settings> settings_;
-  std::atomic<std::uint64_t> version_{0};
-};
 
 // OpenSSL's objects that one core makes of a shared_context's settings: nothing in them is shared with another core.
 // Used on that core's thread only.
@@ -89,8 +52,8 @@ class core_context {
   static int on_alpn(SSL* session, const unsigned char** out, unsigned char* out_size, const unsigned char* in,
                      unsigned in_size, void*);
   static int on_status_request(SSL* session, void*);
-  static int on_ticket_key(SSL* session, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac,
-                           int encrypting);
+  static int on_ticket_key(SSL* session, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher,
+                           EVP_MAC_CTX* mac, int encrypting);
   static void on_key_log(const SSL* session, const char* line);
   static core_context& of(const SSL* session) noexcept;
   int use_ticket_key(unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac, bool encrypting);

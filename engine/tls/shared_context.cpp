@@ -1,0 +1,94 @@
+#include "engine/tls/shared_context.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#include <openssl/rand.h>
+
+#include "engine/sys/calls.hpp"
+#include "engine/tls/core_context.hpp"
+
+namespace percore::tls {
+
+shared_context::shared_context(tls_options options, tls_role role)
+    : role_(role),
+      tickets_(std::chrono::nanoseconds(std::max(options.ticket_key_lifetime, std::chrono::seconds(1))).count(),
+               sys::monotonic_ns()) {
+  if (RAND_bytes(identity_.data(), static_cast<int>(identity_.size())) != 1) {
+    throw tls_error("no randomness: " + take_openssl_error());
+  }
+  std::shared_ptr<const settings> made = load(options, role);
+  if (!options.key_log_file.empty()) {
+    const int fd = sys::open_append(options.key_log_file.c_str());
+    if (fd < 0) {
+      throw tls_error("key_log_file '" + options.key_log_file + "': " + std::generic_category().message(-fd));
+    }
+    key_log_fd_ = fd;
+  }
+  try {
+    adopt(std::move(made));
+  } catch (...) {
+    if (key_log_fd_ >= 0) (void)sys::close(key_log_fd_);
+    throw;
+  }
+}
+
+shared_context::~shared_context() {
+  if (key_log_fd_ >= 0) (void)sys::close(key_log_fd_);
+}
+
+// Everything is tried once before anybody sees it: a core that takes it up later can only lack memory.
+void shared_context::adopt(std::shared_ptr<const settings> made) {
+  core_context trial(nullptr, made, 0, nullptr);
+  tickets_.set_lifetime(std::chrono::nanoseconds(made->options.ticket_key_lifetime).count());
+  std::lock_guard lock(mutex_);
+  settings_ = std::move(made);
+  version_.fetch_add(1, std::memory_order_release);
+}
+
+void shared_context::reload() {
+  std::uint64_t version = 0;
+  reload(current(version)->options);
+}
+
+void shared_context::reload(tls_options options) {
+  std::lock_guard one(reloading_);
+  std::uint64_t version = 0;
+  if (options.key_log_file != current(version)->options.key_log_file) {
+    throw tls_error("key_log_file cannot change in a reload: '" + options.key_log_file + "'");
+  }
+  adopt(load(options, role_));
+}
+
+std::shared_ptr<const settings> shared_context::current(std::uint64_t& version) const {
+  std::lock_guard lock(mutex_);
+  version = version_.load(std::memory_order_relaxed);
+  return settings_;
+}
+
+void shared_context::log_key(const char* line) const noexcept {
+  if (key_log_fd_ < 0) return;
+  // One write of the whole line to a file opened for appending: lines of several cores do not mix.
+  char text[512];
+  const std::size_t size = std::min(std::strlen(line), sizeof text - 1);
+  std::memcpy(text, line, size);
+  text[size] = '\n';
+  (void)sys::write(key_log_fd_, text, size + 1);
+}
+
+}  // namespace percore::tls
+
+namespace percore {
+
+tls_context::tls_context(tls_options options, tls_role role)
+    : shared_(std::make_shared<tls::shared_context>(std::move(options), role)) {}
+
+void tls_context::reload() { shared_->reload(); }
+void tls_context::reload(tls_options options) { shared_->reload(std::move(options)); }
+void tls_context::rotate_ticket_keys() noexcept { (void)shared_->tickets().rotate(sys::monotonic_ns()); }
+tls_role tls_context::role() const noexcept { return shared_->role(); }
+
+}  // namespace percore
