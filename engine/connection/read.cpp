@@ -119,6 +119,7 @@ bool slot::settle_read() noexcept {
     reading = read_kind::none;
     return false;
   }
+  if (readable && !queued) wake_soon();  // it has stopped before it found nothing, see receive_decrypted
   return true;
 }
 

@@ -28,7 +28,7 @@ void slot::arm(std::int64_t deadline_ns) noexcept {
 
 void slot::timeouts_changed() noexcept {
   timed = read_timeout_ms != 0 || idle_timeout_ms != 0;
-  if (read_timeout_ms == 0) read_deadline_ns = 0;
+  if (read_timeout_ms == 0 && reading != read_kind::start_tls) read_deadline_ns = 0;
   if (lifetime_timeout_ms != 0) arm(start_ns + to_ns(lifetime_timeout_ms));
 }
 
@@ -72,12 +72,13 @@ void slot::on_deadline() noexcept {
   };
   const auto unsent = [this] { return tail != nullptr || writer; };
 
-  if (phase == slot_phase::handshaking && (passed(read_deadline_ns) || passed(lifetime_deadline()))) {
+  const bool stuck = unsent() && (passed(write_deadline_ns) || passed(idle_deadline()));
+  if (phase == slot_phase::handshaking && (stuck || passed(read_deadline_ns) || passed(lifetime_deadline()))) {
     handshake_timed_out();
     return;
   }
 
-  if (passed(lifetime_deadline()) || (unsent() && (passed(write_deadline_ns) || passed(idle_deadline())))) {
+  if (passed(lifetime_deadline()) || stuck) {
     ++core->counters.timeouts;
     resetting = true;
     if (phase == slot_phase::flushing) {

@@ -20,6 +20,9 @@ constexpr std::size_t batch_bytes = 64 * 1024;
 // Alerts and answers to key updates that a peer which does not read may pile up in the tail, over its cap.
 constexpr std::size_t most_unasked_bytes = 16 * 1024;
 
+// In one go without a byte for the handler.
+constexpr unsigned most_receives = 2;
+
 constexpr std::int64_t to_ns(std::uint32_t ms) noexcept { return std::int64_t{ms} * 1'000'000; }
 
 }  // namespace
@@ -128,6 +131,10 @@ void slot::note_handshake() noexcept {
   deadline_timer.unlink();
   timeouts_changed();  // the lifetime still counts
   if (tail != nullptr) arm_for_write();
+  if (fin_after_tail) {  // shutdown_write() came in mid-handshake
+    say_goodbye(0);
+    if (tail == nullptr) tail_is_empty();
+  }
   core_counters& counters = core->counters;
   ++counters.tls_handshakes;
   const SSL* ssl = secure->ssl();
@@ -214,6 +221,11 @@ bool slot::suspend_start_tls(std::coroutine_handle<> waiter) noexcept {
     return false;
   }
   reader = waiter;
+  read_deadline_ns = 0;  // of an earlier read
+  if (idle_timeout_ms != 0) {
+    last_activity_ns = core->now_ns;
+    arm(last_activity_ns + to_ns(idle_timeout_ms));
+  }
   if (listener->handshake_timeout_ms != 0) {
     read_deadline_ns = core->now_ns + to_ns(listener->handshake_timeout_ms);
     arm(read_deadline_ns);
@@ -276,8 +288,8 @@ ssize_t slot::receive_records() noexcept {
 // What receive() is for plain connections: the same results, and `readable` stays set while the session has more to
 // give than fits `into`.
 ssize_t slot::receive_decrypted(std::byte* into, std::size_t capacity) noexcept {
-  for (bool fresh = false;; fresh = true) {
-    if (fresh || secure->pending()) {
+  for (unsigned receives = 0;; ++receives) {
+    if (receives != 0 || secure->pending()) {
       std::size_t decrypted = 0;
       const tls::status result = secure->read({into, capacity}, decrypted);
       if (!send_records(0)) {
@@ -299,7 +311,9 @@ ssize_t slot::receive_decrypted(std::byte* into, std::size_t capacity) noexcept 
         return -EPROTO;
       }
     }
-    if (!readable) return -EAGAIN;
+    // A peer can send any number of records without a byte for the handler (key updates): they must not keep the core.
+    // settle_read sees to it that the rest is looked at in the next step.
+    if (!readable || receives == most_receives) return -EAGAIN;
     const ssize_t received = receive_records();
     if (received == -EAGAIN) return received;
     if (received == 0) {
@@ -334,7 +348,8 @@ bool slot::send_records(int flags) noexcept {
   }
   if (!ended && done < output.size()) {
     const std::size_t kept = tail == nullptr ? 0 : tail->size();
-    if (kept > std::size_t{listener->unsent_tail_bytes} + batch_bytes + most_unasked_bytes) {
+    const std::size_t overhead = listener->unsent_tail_bytes / 256;  // at most 29 bytes for 16 KiB, more for less
+    if (kept > std::size_t{listener->unsent_tail_bytes} + overhead + batch_bytes + most_unasked_bytes) {
       resetting = true;
       end_with(static_cast<int>(errc::limit_exceeded));
     } else if (append_to_tail(output.data() + done, output.size() - done)) {

@@ -120,6 +120,13 @@ void slot::keep_rest() noexcept {
     }
   }
   if (write_last) {
+    if (encrypted) {
+      say_goodbye(tail == nullptr ? MSG_MORE : 0);  // unless the last batch has brought it
+      if (ended) {
+        finish_write(false);
+        return;
+      }
+    }
     fin_after_tail = tail != nullptr;
     fin_pending = tail == nullptr;
   }
@@ -201,7 +208,8 @@ bool slot::flush_tail() noexcept {
 }
 
 void slot::tail_is_empty() noexcept {
-  if (fin_after_tail && !writing && !closing && phase == slot_phase::running) {
+  if (fin_after_tail && !writing && !closing && phase == slot_phase::running &&
+      !(encrypted && !secure->established())) {
     fin_after_tail = false;
     (void)sys::shutdown(fd, SHUT_WR);
   }
@@ -211,13 +219,15 @@ bool slot::append_to_tail(const std::byte* data, std::size_t size) noexcept {
   const std::size_t kept = tail == nullptr ? 0 : tail->size();
   const std::size_t needed = kept + size;
   if (tail == nullptr || needed > tail->capacity - tail->begin) {
-    void* memory = std::malloc(sizeof(unsent_tail) + needed);
+    // One that grows does so by doubling: a large write comes in many parts.
+    const std::size_t capacity = tail == nullptr ? needed : std::max(needed, std::size_t{2} * tail->capacity);
+    void* memory = std::malloc(sizeof(unsent_tail) + capacity);
     if (memory == nullptr) {
       resetting = true;  // bytes that were accepted are lost: the peer must not take the end for a clean one
       end_with(static_cast<int>(errc::no_memory));
       return false;
     }
-    auto* grown = ::new (memory) unsent_tail{0, static_cast<std::uint32_t>(kept), static_cast<std::uint32_t>(needed)};
+    auto* grown = ::new (memory) unsent_tail{0, static_cast<std::uint32_t>(kept), static_cast<std::uint32_t>(capacity)};
     if (tail != nullptr) {
       std::memcpy(grown->data(), tail->data() + tail->begin, kept);
       std::free(tail);
@@ -267,8 +277,9 @@ bool slot::try_write_now(bytes_view data) noexcept {
 void slot::finish_sending() noexcept {
   if (sending_done || ended) return;
   sending_done = true;
-  if (encrypted && !writing) say_goodbye(0);
-  if (tail != nullptr || writing) {
+  const bool shaking_hands = encrypted && !secure->established();
+  if (encrypted && !writing && !shaking_hands) say_goodbye(0);
+  if (tail != nullptr || writing || shaking_hands) {
     fin_after_tail = true;
   } else {
     (void)sys::shutdown(fd, SHUT_WR);

@@ -40,9 +40,10 @@ ssl_ptr core_context::make_session(std::uint64_t identity) noexcept {
     ERR_clear_error();
     return nullptr;
   }
-  std::array<unsigned char, 24> id{};
+  std::array<unsigned char, 32> id{};
   std::memcpy(id.data(), owner_->identity().data(), 16);
   std::memcpy(id.data() + 16, &identity, 8);
+  std::memcpy(id.data() + 24, settings_->trust.data(), 8);
   SSL_set_session_id_context(made.get(), id.data(), static_cast<unsigned>(id.size()));
   if (settings_->role == tls_role::server) {
     SSL_set_accept_state(made.get());
@@ -260,7 +261,7 @@ void core_context::add_certificate(SSL_CTX* ctx, const loaded_certificate& certi
   const std::unique_ptr<STACK_OF(X509), decltype(free_chain)> owner(chain, free_chain);
   for (std::size_t i = 1; i < certificate.chain.size(); ++i) {
     x509_ptr next = decode(certificate.chain[i], library_);
-    if (sk_X509_push(chain, next.get()) == 0) throw std::bad_alloc();
+    if (sk_X509_push(chain, next.get()) <= 0) throw std::bad_alloc();
     (void)next.release();
   }
   if (SSL_CTX_use_cert_and_key(ctx, leaf.get(), key.get(), chain, 1) != 1) {

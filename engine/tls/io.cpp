@@ -41,7 +41,13 @@ void io::use(session& user) noexcept {
   if (user_ == &user) return;
   // Bytes left here would go out on another connection.
   PERCORE_ASSERT(output_.empty(), "what a TLS session has produced was not sent");
-  if (user_ != nullptr && has_input()) save_leftover();
+  if (user_ != nullptr) {
+    if (has_input()) {
+      save_leftover();
+    } else {
+      user_->in_use_ = {};
+    }
+  }
   user_ = &user;
   const auto kept = user.leftover();
   next_ = kept.data();

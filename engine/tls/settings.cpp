@@ -185,6 +185,24 @@ std::vector<unsigned char> encode_alpn(const std::vector<std::string>& protocols
   return result;
 }
 
+std::array<unsigned char, 8> digest_of_trust(const settings& given) {
+  std::vector<unsigned char> terms{static_cast<unsigned char>(given.options.clients),
+                                   static_cast<unsigned char>(given.options.verify_depth)};
+  for (const der& authority : given.authorities) {
+    for (std::size_t size = authority.size(), i = 0; i < 4; ++i, size >>= 8) {
+      terms.push_back(static_cast<unsigned char>(size));
+    }
+    terms.insert(terms.end(), authority.begin(), authority.end());
+  }
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  if (EVP_Digest(terms.data(), terms.size(), digest.data(), nullptr, EVP_sha256(), nullptr) != 1) {
+    throw tls_error("SHA-256: " + take_openssl_error());
+  }
+  std::array<unsigned char, 8> result{};
+  std::copy_n(digest.begin(), result.size(), result.begin());
+  return result;
+}
+
 }  // namespace
 
 loaded_certificate::~loaded_certificate() {
@@ -217,6 +235,7 @@ std::shared_ptr<const settings> load(const tls_options& options, tls_role role) 
   } else if (role == tls_role::server && options.clients != client_certificates::none) {
     throw tls_error("client certificates are asked for, but neither authorities_file nor authorities_pem is given");
   }
+  made->trust = digest_of_trust(*made);
   if (!options.key_log_file.empty()) {
     warn(options, "key_log_file '" + options.key_log_file + "': whoever can read it can decrypt every connection");
   }

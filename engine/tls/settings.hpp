@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +33,9 @@ struct settings {
   tls_role role = tls_role::server;
   std::vector<loaded_certificate> certificates;
   std::vector<der> authorities;
+  // Names whom clients are asked to be vouched for by: a session that was made under other terms is not resumed, since
+  // a resumption shows no certificate.
+  std::array<unsigned char, 8> trust{};
   std::vector<unsigned char> alpn;  // as OpenSSL wants it: each protocol behind its length
 };
 

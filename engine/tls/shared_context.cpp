@@ -15,7 +15,9 @@ namespace percore::tls {
 
 shared_context::shared_context(tls_options options, tls_role role)
     : role_(role),
-      tickets_(std::chrono::nanoseconds(std::max(options.ticket_key_lifetime, std::chrono::seconds(1))).count(),
+      tickets_(std::chrono::nanoseconds(std::clamp<std::chrono::seconds>(options.ticket_key_lifetime, std::chrono::seconds(1),
+                                                                         std::chrono::hours(24 * 7)))
+                   .count(),
                sys::monotonic_ns()) {
   if (RAND_bytes(identity_.data(), static_cast<int>(identity_.size())) != 1) {
     throw tls_error("no randomness: " + take_openssl_error());
@@ -42,7 +44,12 @@ shared_context::~shared_context() {
 
 // Everything is tried once before anybody sees it: a core that takes it up later can only lack memory.
 void shared_context::adopt(std::shared_ptr<const settings> made) {
-  core_context trial(nullptr, made, 0, nullptr);
+  {
+    // As a core will do it: without what openssl.cnf says for the process.
+    const std::unique_ptr<OSSL_LIB_CTX, freed_by<OSSL_LIB_CTX_free>> library(OSSL_LIB_CTX_new());
+    if (!library) throw std::bad_alloc();
+    const core_context trial(nullptr, made, 0, library.get());
+  }
   tickets_.set_lifetime(std::chrono::nanoseconds(made->options.ticket_key_lifetime).count());
   std::lock_guard lock(mutex_);
   settings_ = std::move(made);
@@ -50,8 +57,9 @@ void shared_context::adopt(std::shared_ptr<const settings> made) {
 }
 
 void shared_context::reload() {
+  std::lock_guard one(reloading_);
   std::uint64_t version = 0;
-  reload(current(version)->options);
+  adopt(load(current(version)->options, role_));
 }
 
 void shared_context::reload(tls_options options) {

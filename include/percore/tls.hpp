@@ -84,7 +84,8 @@ struct tls_options {
   std::chrono::seconds session_lifetime{7200};
 
   // Appends the secrets of every connection to this file in the NSS key log format, so that Wireshark can decrypt what
-  // it captures. For debugging: whoever has the file reads everything.
+  // it captures. For debugging: whoever has the file reads everything. With server_options::private_descriptors the
+  // context must have been made before the server is started.
   std::string key_log_file;
 
   // Called with one line of text: a certificate that has expired, a key log that is on. On the thread that constructs
@@ -95,7 +96,8 @@ struct tls_options {
 enum class tls_role { server, client };
 
 // Settings for TLS, shared by all servers and cores that were given it: a handle that is cheap to copy. Each core makes
-// its own OpenSSL objects from it, so cores share no memory of OpenSSL's. Any thread.
+// its own OpenSSL objects from it, in an OSSL_LIB_CTX of its own, so cores share no memory of OpenSSL's; providers and
+// properties that openssl.cnf sets for the process do not apply. Any thread.
 class tls_context {
  public:
   // Reads and checks everything now. Throws tls_error.

@@ -330,5 +330,24 @@ TEST_CASE_FIXTURE(clean_process, "tls ending: a shutdown of the server ends idle
   });
 }
 
+TEST_CASE_FIXTURE(clean_process, "tls ending: an empty last write says goodbye at once, and reading goes on") {
+  test_server server(
+      [](connection& conn) -> task<> {
+        const alive frame;
+        CHECK(co_await conn.write_last(bytes_view()));
+        while (co_await conn.read()) {
+        }
+        CHECK(conn.error() == errc::end_of_stream);
+      },
+      one_core(), over_tls());
+  tls_client peer(server.where());
+  peer.handshake();
+  CHECK(peer.ended_cleanly());
+  peer.send_all("still heard");
+  peer.half_close();
+  CHECK(eventually([&] { return server.total().active == 0; }));
+  CHECK(server.total().resets_received == 0);
+}
+
 }  // namespace
 }  // namespace percore::test

@@ -203,6 +203,23 @@ TEST_CASE_FIXTURE(clean_process, "tls resumption: without tickets there is none"
   CHECK(server.total().tls_resumptions == 0);
 }
 
+TEST_CASE_FIXTURE(clean_process, "tls resumption: not past a reload that changes who is trusted") {
+  tls_options options = server_tls();
+  tls_context context(options);
+  test_server server(tell_core, one_core(), over_tls(context));
+  for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
+    CAPTURE(version);
+    const tls_profile how = only(version);
+    const visit first = visited(server.where(), how);
+    options.authorities_pem = authority().root.pem();
+    options.clients = client_certificates::optional;
+    context.reload(options);
+    CHECK_FALSE(visited(server.where(), how, first.ticket).resumed);
+    options.clients = client_certificates::none;
+    context.reload(options);
+  }
+}
+
 TEST_CASE_FIXTURE(clean_process, "tls resumption: early data is not offered") {
   test_server server(tell_core, one_core(), over_tls());
   const visit first = visited(server.where(), only(TLS1_3_VERSION));
