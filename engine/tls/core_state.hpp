@@ -32,12 +32,9 @@ class core_state {
   std::vector<std::byte> gather;  // plaintext of several pieces that become one record
 
  private:
-  struct library_free {
-    void operator()(OSSL_LIB_CTX* library) const noexcept { OSSL_LIB_CTX_free(library); }
-  };
   core_context* current(const std::shared_ptr<shared_context>& shared);
 
-  std::unique_ptr<OSSL_LIB_CTX, library_free> library_;
+  library_ptr library_;
   std::vector<std::unique_ptr<core_context>> contexts_;
 };
 

@@ -43,7 +43,7 @@ void io::use(session& user) noexcept {
   PERCORE_ASSERT(output_.empty(), "what a TLS session has produced was not sent");
   if (user_ != nullptr) {
     if (has_input()) {
-      save_leftover();
+      user_->keep_leftover({next_, static_cast<std::size_t>(end_ - next_)});
     } else {
       user_->in_use_ = {};
     }
@@ -59,8 +59,6 @@ void io::forget(const session& user) noexcept {
   user_ = nullptr;
   next_ = end_ = nullptr;
 }
-
-void io::save_leftover() noexcept { user_->keep_leftover({next_, static_cast<std::size_t>(end_ - next_)}); }
 
 int io::read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t* done) {
   io& self = *static_cast<io*>(BIO_get_data(bio));

@@ -29,8 +29,8 @@ class io {
   // The BIO for a session's both directions, with the one reference that SSL_set_bio(3) takes when they are the same.
   [[nodiscard]] BIO* take_bio() noexcept;
 
-  // Prepares for operations of `user`: its ciphertext that was left behind is offered first. False when there was no
-  // memory to save another's: that one then has lost its place in the stream and fails at its next operation.
+  // Prepares for operations of `user`: its ciphertext that was left behind is offered first. When there is no memory
+  // to save another's, that one has lost its place in the stream and fails at its next operation.
   void use(session& user) noexcept;
   // `user` is gone or needs nothing any more.
   void forget(const session& user) noexcept;
@@ -52,8 +52,6 @@ class io {
   static int read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t* done);
   static int write_callback(BIO* bio, const char* data, std::size_t size, std::size_t* done);
   static long control_callback(BIO* bio, int command, long number, void* pointer);
-
-  void save_leftover() noexcept;
 
   std::unique_ptr<std::byte[]> input_;
   const std::byte* next_ = nullptr;

@@ -81,19 +81,6 @@ tls_peer_certificate describe(X509* certificate) {
 
 }  // namespace
 
-std::vector<std::string> dns_names_of(X509* certificate) {
-  std::vector<std::string> result;
-  auto* names = static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
-  for (int i = 0; names != nullptr && i < sk_GENERAL_NAME_num(names); ++i) {
-    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
-    if (name->type != GEN_DNS) continue;
-    result.emplace_back(reinterpret_cast<const char*>(ASN1_STRING_get0_data(name->d.dNSName)),
-                        static_cast<std::size_t>(ASN1_STRING_length(name->d.dNSName)));
-  }
-  GENERAL_NAMES_free(names);
-  return result;
-}
-
 std::vector<tls_peer_certificate> session::peer_certificates() const {
   std::vector<tls_peer_certificate> result;
   // A resumed session knows the peer's own certificate only; the chain was verified when the ticket was given out.

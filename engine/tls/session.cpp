@@ -207,14 +207,6 @@ tls_info session::info() const noexcept {
   return result;
 }
 
-std::string take_openssl_error() {
-  const unsigned long error = ERR_peek_error();
-  const char* reason = ERR_reason_error_string(error);
-  std::string text = reason == nullptr ? "unknown error" : reason;
-  ERR_clear_error();
-  return text;
-}
-
 }  // namespace percore::tls
 
 std::string_view percore::name_of(tls_failure cause) noexcept {

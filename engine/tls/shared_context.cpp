@@ -13,28 +13,25 @@
 
 namespace percore::tls {
 
-shared_context::shared_context(tls_options options, tls_role role)
-    : role_(role),
-      tickets_(std::chrono::nanoseconds(std::clamp<std::chrono::seconds>(options.ticket_key_lifetime, std::chrono::seconds(1),
-                                                                         std::chrono::hours(24 * 7)))
-                   .count(),
-               sys::monotonic_ns()) {
+namespace {
+
+std::int64_t ticket_key_lifetime_ns(const settings& loaded) noexcept {
+  return std::chrono::nanoseconds(loaded.options.ticket_key_lifetime).count();
+}
+
+}  // namespace
+
+shared_context::shared_context(std::shared_ptr<const settings> loaded, tls_role role)
+    : role_(role), tickets_(ticket_key_lifetime_ns(*loaded), sys::monotonic_ns()) {
   if (RAND_bytes(identity_.data(), static_cast<int>(identity_.size())) != 1) {
     throw tls_error("no randomness: " + take_openssl_error());
   }
-  std::shared_ptr<const settings> made = load(options, role);
-  if (!options.key_log_file.empty()) {
-    const int fd = sys::open_append(options.key_log_file.c_str());
-    if (fd < 0) {
-      throw tls_error("key_log_file '" + options.key_log_file + "': " + std::generic_category().message(-fd));
-    }
-    key_log_fd_ = fd;
-  }
-  try {
-    adopt(std::move(made));
-  } catch (...) {
-    if (key_log_fd_ >= 0) (void)sys::close(key_log_fd_);
-    throw;
+  const std::string key_log = loaded->options.key_log_file;
+  adopt(std::move(loaded));
+  if (key_log.empty()) return;
+  key_log_fd_ = sys::open_append(key_log.c_str());
+  if (key_log_fd_ < 0) {
+    throw tls_error("key_log_file '" + key_log + "': " + std::generic_category().message(-key_log_fd_));
   }
 }
 
@@ -46,11 +43,11 @@ shared_context::~shared_context() {
 void shared_context::adopt(std::shared_ptr<const settings> made) {
   {
     // As a core will do it: without what openssl.cnf says for the process.
-    const std::unique_ptr<OSSL_LIB_CTX, freed_by<OSSL_LIB_CTX_free>> library(OSSL_LIB_CTX_new());
+    const library_ptr library(OSSL_LIB_CTX_new());
     if (!library) throw std::bad_alloc();
     const core_context trial(nullptr, made, 0, library.get());
   }
-  tickets_.set_lifetime(std::chrono::nanoseconds(made->options.ticket_key_lifetime).count());
+  tickets_.set_lifetime(ticket_key_lifetime_ns(*made));
   std::lock_guard lock(mutex_);
   settings_ = std::move(made);
   version_.fetch_add(1, std::memory_order_release);

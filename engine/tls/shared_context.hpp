@@ -15,7 +15,8 @@ namespace percore::tls {
 // changed.
 class shared_context {
  public:
-  shared_context(tls_options options, tls_role role);  // throws tls_error
+  // Throws tls_error.
+  shared_context(const tls_options& options, tls_role role) : shared_context(load(options, role), role) {}
   ~shared_context();
   shared_context(const shared_context&) = delete;
   shared_context& operator=(const shared_context&) = delete;
@@ -33,6 +34,7 @@ class shared_context {
   void log_key(const char* line) const noexcept;
 
  private:
+  shared_context(std::shared_ptr<const settings> loaded, tls_role role);
   void adopt(std::shared_ptr<const settings> made);
 
   const tls_role role_;

@@ -151,7 +151,7 @@ enum class buffered_plaintext {
   discard,  // they are dropped
 };
 
-// Why a handshake failed; index of tls_stats::failures.
+// Why a handshake failed. tls_stats counts them.
 enum class tls_failure : std::uint8_t {
   timed_out,       // listen_options::handshake_timeout
   peer_gone,       // closed or reset by the peer in mid-handshake
