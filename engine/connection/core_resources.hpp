@@ -60,7 +60,7 @@ struct core_resources {
   base::intrusive_list<detail::ready_node> ready;  // runs in this turn's last step or in the next turn
   std::shared_ptr<loop::mailbox> mailbox;
   alignas(base::cache_line_bytes) core_counters counters;
-  // TLS: its memory on this core, made when it is first needed; handshakes that wait for their turn, and how long those
+  // TLS: its memory on this core; handshakes that wait for their turn, and how long those
   // of this turn may still take.
   std::unique_ptr<tls::core_state> secure;
   base::intrusive_list<detail::ready_node> handshakes;
@@ -72,6 +72,12 @@ struct core_resources {
   std::function<void(std::exception_ptr)> on_exception;
   loop::timer_wheel timers;
   loop::poller poller;
+
+  // Made when it is first needed. Throws std::bad_alloc.
+  tls::core_state& tls_state() {
+    if (secure == nullptr) secure = std::make_unique<tls::core_state>();
+    return *secure;
+  }
 
   void report(std::exception_ptr exception) noexcept {
     ++counters.handler_errors;

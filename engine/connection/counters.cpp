@@ -54,6 +54,30 @@ void for_each_counter(Visitor&& visit) {
 
 }  // namespace
 
+base::counter& engine::core_counters::of(tls_failure cause) noexcept {
+  switch (cause) {
+    case tls_failure::timed_out:
+      return tls_failed_timed_out;
+    case tls_failure::peer_gone:
+      return tls_failed_peer_gone;
+    case tls_failure::not_tls:
+      return tls_failed_not_tls;
+    case tls_failure::plain_http:
+      return tls_failed_plain_http;
+    case tls_failure::nothing_shared:
+      return tls_failed_nothing_shared;
+    case tls_failure::certificate:
+      return tls_failed_certificate;
+    case tls_failure::alert:
+      return tls_failed_alert;
+    case tls_failure::protocol:
+      return tls_failed_protocol;
+    case tls_failure::internal:
+      break;
+  }
+  return tls_failed_internal;
+}
+
 core_stats engine::core_counters::snapshot() const noexcept {
   core_stats result;
   for_each_counter([&](auto live, auto plain) { result.*plain = (this->*live).get(); });

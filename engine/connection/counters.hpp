@@ -1,6 +1,7 @@
 #pragma once
 
 #include <percore/stats.hpp>
+#include <percore/tls.hpp>
 
 #include "engine/base/counter.hpp"
 
@@ -49,6 +50,8 @@ struct core_counters {
   base::counter tls_failed_alert;
   base::counter tls_failed_protocol;
   base::counter tls_failed_internal;
+
+  [[nodiscard]] base::counter& of(tls_failure cause) noexcept;
 
   [[nodiscard]] core_stats snapshot() const noexcept;
 };

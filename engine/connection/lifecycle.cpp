@@ -35,6 +35,7 @@ slot::slot(core_resources& owner, std::uint32_t number) noexcept : core(&owner),
 
 void slot::open(int accepted_fd, const percore::peer_address& from, const listener_config& config,
                 bool try_first_read) noexcept {
+  ++core->counters.active;
   fd = accepted_fd;
   phase = slot_phase::running;
   registered = false;
@@ -61,7 +62,6 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
 }
 
 void slot::start_handler() noexcept {
-  if (!encrypted) ++core->counters.active;  // else it was when its handshake began
   task<> made;
   try {
     made = listener->handler(*this);
@@ -103,7 +103,7 @@ void slot::handler_returned() noexcept {
 
 // The handler is gone. The slot lives on only as long as its tail can be sent.
 void slot::flush_or_close() noexcept {
-  if (encrypted && fd >= 0 && !resetting && !ended) say_goodbye(tail == nullptr ? MSG_MORE : 0);
+  if (encrypted && fd >= 0 && !resetting && !ended) say_goodbye(MSG_MORE);
   if (fd >= 0 && tail != nullptr && !resetting && (!ended || closing) && ensure_registered()) {
     if (phase != slot_phase::flushing) {
       phase = slot_phase::flushing;
@@ -230,7 +230,7 @@ void slot::io_failed(int result) noexcept {
 
 void slot::begin_close() noexcept {
   if (ended || fd < 0) return;
-  if (encrypted) say_goodbye(tail == nullptr ? MSG_MORE : 0);
+  if (encrypted) say_goodbye(MSG_MORE);
   if (ended) return;
   ended = closing = sending_done = true;
   end_reason = static_cast<int>(errc::closed);

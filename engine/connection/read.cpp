@@ -242,6 +242,17 @@ void slot::release_idle_buffer() noexcept {
 
 ssize_t slot::receive(std::byte* into, std::size_t capacity) noexcept {
   if (encrypted) return receive_decrypted(into, capacity);
+  const ssize_t received = receive_bytes(into, capacity);
+  if (received == 0) {
+    read_ended();
+  } else if (received < 0 && received != -EAGAIN) {
+    read_failed(end_reason);
+  }
+  return received;
+}
+
+// recv, and what it tells about the socket: the FIN in end_seen, an empty queue in readable, a failure in ended.
+ssize_t slot::receive_bytes(std::byte* into, std::size_t capacity) noexcept {
   for (;;) {
     const ssize_t received = sys::recv(fd, into, capacity, 0);
     if (received > 0) {
@@ -252,20 +263,15 @@ ssize_t slot::receive(std::byte* into, std::size_t capacity) noexcept {
       if (static_cast<std::size_t>(received) < capacity && short_read_drains) readable = false;
       return received;
     }
+    if (received == -EINTR) continue;
     if (received == 0) {
       end_seen = true;
-      read_failed(static_cast<int>(errc::end_of_stream));
-      return 0;
-    }
-    if (received == -EAGAIN) {
+    } else if (received == -EAGAIN) {
       readable = false;
-      return received;
-    }
-    if (received != -EINTR) {
+    } else {
       io_failed(static_cast<int>(received));
-      read_failed(end_reason);
-      return received;
     }
+    return received;
   }
 }
 

@@ -262,6 +262,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void recycle() noexcept;
   void run_ready() noexcept;
 
+  void arm_read_deadline(std::uint32_t timeout_ms) noexcept;  // 0: none
+  void arm_idle_timeout() noexcept;
   void arm_read_timeouts() noexcept;
   void note_activity() noexcept {
     if (timed) last_activity_ns = core->now_ns;
@@ -279,6 +281,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   [[gnu::hot]] bool take_buffer() noexcept;
   [[gnu::hot]] void release_idle_buffer() noexcept;
   [[gnu::hot]] ssize_t receive(std::byte* into, std::size_t capacity) noexcept;
+  [[gnu::hot]] ssize_t receive_bytes(std::byte* into, std::size_t capacity) noexcept;
   bool read_failed(int value) noexcept;
 
   void advance_output() noexcept;
@@ -287,6 +290,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void skip_sent_pieces() noexcept;
   void keep_rest() noexcept;
   bool keep_plain_rest() noexcept;
+  bool send_or_keep(const std::byte* data, std::size_t size, int flags) noexcept;
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
   ssize_t sent(ssize_t result) noexcept;
   void finish_write(bool ok) noexcept;
@@ -301,6 +305,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void note_handshake() noexcept;
   void note_handshake_failure() noexcept;
   void handshake_failed() noexcept;
+
+  // records.cpp --------------------------------------------------------------------------------------------
   ssize_t receive_records() noexcept;
   ssize_t receive_decrypted(std::byte* into, std::size_t capacity) noexcept;
   bool send_records(int flags) noexcept;

@@ -32,16 +32,22 @@ void slot::timeouts_changed() noexcept {
   if (lifetime_timeout_ms != 0) arm(start_ns + to_ns(lifetime_timeout_ms));
 }
 
-void slot::arm_read_timeouts() noexcept {
+void slot::arm_read_deadline(std::uint32_t timeout_ms) noexcept {
   read_deadline_ns = 0;
-  if (read_timeout_ms != 0) {
-    read_deadline_ns = core->now_ns + to_ns(read_timeout_ms);
-    arm(read_deadline_ns);
-  }
-  if (idle_timeout_ms != 0) {
-    last_activity_ns = core->now_ns;
-    arm(last_activity_ns + to_ns(idle_timeout_ms));
-  }
+  if (timeout_ms == 0) return;
+  read_deadline_ns = core->now_ns + to_ns(timeout_ms);
+  arm(read_deadline_ns);
+}
+
+void slot::arm_idle_timeout() noexcept {
+  if (idle_timeout_ms == 0) return;
+  last_activity_ns = core->now_ns;
+  arm(last_activity_ns + to_ns(idle_timeout_ms));
+}
+
+void slot::arm_read_timeouts() noexcept {
+  arm_read_deadline(read_timeout_ms);
+  arm_idle_timeout();
 }
 
 // Called when something is left unsent, and when some of it was sent.
@@ -53,10 +59,7 @@ void slot::arm_for_write() noexcept {
     write_deadline_ns = core->now_ns + to_ns(timeout_ms);
     arm(write_deadline_ns);
   }
-  if (idle_timeout_ms != 0) {
-    last_activity_ns = core->now_ns;
-    arm(last_activity_ns + to_ns(idle_timeout_ms));
-  }
+  arm_idle_timeout();
 }
 
 void slot::on_deadline() noexcept {
@@ -90,13 +93,12 @@ void slot::on_deadline() noexcept {
     if (was_closing) close_descriptor();
     return;  // whoever waited is woken, and nothing can be waited for any more
   } else if (reader && (passed(read_deadline_ns) || passed(idle_deadline()))) {
-    ++core->counters.timeouts;
-    unqueue();
     if (reading == read_kind::start_tls) {
-      secure->fail(tls_failure::timed_out, "the handshake took too long");
-      continue_read();
+      handshake_timed_out();
       return;
     }
+    ++core->counters.timeouts;
+    unqueue();
     fail_reader(timed_out);
     if (generation != seen) return;
   }

@@ -1,11 +1,5 @@
-// TLS between the operations and the socket: handshakes, what read.cpp receives with it, what write.cpp sends with it.
-//
-// A session knows no socket. The slot receives records into the core's buffer, lets the session work on them, and sends
-// what the session has left in the core's output, all of it in one send if the socket takes it; else the rest joins the
-// unsent tail, whose bytes are always those of the wire.
+// TLS handshakes: of connections of TLS listeners before their handler begins, and of start_tls() in its midst.
 
-#include <algorithm>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -13,31 +7,14 @@
 
 namespace percore::engine {
 
-namespace {
-
-// Plaintext that is encrypted before it is sent, at most.
-constexpr std::size_t batch_bytes = 64 * 1024;
-// Alerts and answers to key updates that a peer which does not read may pile up in the tail, over its cap.
-constexpr std::size_t most_unasked_bytes = 16 * 1024;
-
-// In one go without a byte for the handler.
-constexpr unsigned most_receives = 2;
-
-constexpr std::int64_t to_ns(std::uint32_t ms) noexcept { return std::int64_t{ms} * 1'000'000; }
-
-}  // namespace
-
 // The session -----------------------------------------------------------------------------------------------
 
 bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noexcept {
-  if (core->secure == nullptr) {
-    try {
-      core->secure = std::make_unique<tls::core_state>();
-    } catch (const std::bad_alloc&) {
-      return false;
-    }
+  try {
+    secure = core->tls_state().open(shared, listener->tls_identity);
+  } catch (const std::bad_alloc&) {
+    secure = nullptr;
   }
-  secure = core->secure->open(shared, listener->tls_identity);
   encrypted = secure != nullptr;
   return encrypted;
 }
@@ -50,7 +27,6 @@ void slot::close_session() noexcept {
 // Handshakes ------------------------------------------------------------------------------------------------
 
 void slot::start_handshake() noexcept {
-  ++core->counters.active;
   if (!open_session(listener->tls)) {
     ++core->counters.refused_memory;
     resetting = true;
@@ -58,10 +34,7 @@ void slot::start_handshake() noexcept {
     return;
   }
   phase = slot_phase::handshaking;
-  if (listener->handshake_timeout_ms != 0) {
-    read_deadline_ns = core->now_ns + to_ns(listener->handshake_timeout_ms);
-    arm(read_deadline_ns);
-  }
+  arm_read_deadline(listener->handshake_timeout_ms);
   continue_handshake();
 }
 
@@ -90,7 +63,11 @@ void slot::handshake_timed_out() noexcept {
   secure->fail(tls_failure::timed_out, "the handshake took too long");
   ++core->counters.timeouts;
   unqueue();
-  handshake_failed();
+  if (phase == slot_phase::handshaking) {
+    handshake_failed();
+  } else {
+    continue_read();  // start_tls() ends
+  }
 }
 
 // One step after the other until the peer has to say something.
@@ -158,36 +135,7 @@ void slot::note_handshake() noexcept {
 
 void slot::note_handshake_failure() noexcept {
   secure->fail(tls_failure::peer_gone, "the connection was lost in mid-handshake");  // unless it has said more
-  core_counters& counters = core->counters;
-  switch (secure->failure()) {
-    case tls_failure::timed_out:
-      ++counters.tls_failed_timed_out;
-      break;
-    case tls_failure::peer_gone:
-      ++counters.tls_failed_peer_gone;
-      break;
-    case tls_failure::not_tls:
-      ++counters.tls_failed_not_tls;
-      break;
-    case tls_failure::plain_http:
-      ++counters.tls_failed_plain_http;
-      break;
-    case tls_failure::nothing_shared:
-      ++counters.tls_failed_nothing_shared;
-      break;
-    case tls_failure::certificate:
-      ++counters.tls_failed_certificate;
-      break;
-    case tls_failure::alert:
-      ++counters.tls_failed_alert;
-      break;
-    case tls_failure::protocol:
-      ++counters.tls_failed_protocol;
-      break;
-    case tls_failure::internal:
-      ++counters.tls_failed_internal;
-      break;
-  }
+  ++core->counters.of(secure->failure());
   if (core->on_tls_failure) core->on_tls_failure(secure->failure(), secure->reason(), peer);
 }
 
@@ -221,15 +169,8 @@ bool slot::suspend_start_tls(std::coroutine_handle<> waiter) noexcept {
     return false;
   }
   reader = waiter;
-  read_deadline_ns = 0;  // of an earlier read
-  if (idle_timeout_ms != 0) {
-    last_activity_ns = core->now_ns;
-    arm(last_activity_ns + to_ns(idle_timeout_ms));
-  }
-  if (listener->handshake_timeout_ms != 0) {
-    read_deadline_ns = core->now_ns + to_ns(listener->handshake_timeout_ms);
-    arm(read_deadline_ns);
-  }
+  arm_read_deadline(listener->handshake_timeout_ms);
+  arm_idle_timeout();
   return true;
 }
 
@@ -255,162 +196,6 @@ void slot::fail_start_tls() noexcept {
   end_with(static_cast<int>(timed_out ? errc::timed_out : errc::tls_failed));
   read_failed(end_reason);
   reading = read_kind::none;
-}
-
-// Receiving -------------------------------------------------------------------------------------------------
-
-// Records into the core's buffer; the results of recv. Only when the session has worked up what it had.
-ssize_t slot::receive_records() noexcept {
-  tls::io& wire = core->secure->wire;
-  wire.use(*secure);
-  const auto room = wire.room();
-  for (;;) {
-    const ssize_t received = sys::recv(fd, room.data(), room.size(), 0);
-    if (received > 0) {
-      core->counters.bytes_received.add(static_cast<std::uint64_t>(received));
-      note_activity();
-      if (static_cast<std::size_t>(received) < room.size() && short_read_drains) readable = false;
-      wire.received(static_cast<std::size_t>(received));
-      return received;
-    }
-    if (received == -EINTR) continue;
-    if (received == 0) {
-      end_seen = true;
-    } else if (received == -EAGAIN) {
-      readable = false;
-    } else {
-      io_failed(static_cast<int>(received));
-    }
-    return received;
-  }
-}
-
-// What receive() is for plain connections: the same results, and `readable` stays set while the session has more to
-// give than fits `into`.
-ssize_t slot::receive_decrypted(std::byte* into, std::size_t capacity) noexcept {
-  for (unsigned receives = 0;; ++receives) {
-    if (receives != 0 || secure->pending()) {
-      std::size_t decrypted = 0;
-      const tls::status result = secure->read({into, capacity}, decrypted);
-      if (!send_records(0)) {
-        read_failed(end_reason);
-        return -ECONNRESET;
-      }
-      if (decrypted != 0) {
-        if (secure->pending()) readable = true;
-        return static_cast<ssize_t>(decrypted);
-      }
-      if (result == tls::status::closed) {
-        end_seen = true;
-        read_failed(static_cast<int>(errc::end_of_stream));
-        return 0;
-      }
-      if (result == tls::status::failed) {
-        records_failed();
-        read_failed(end_reason);
-        return -EPROTO;
-      }
-    }
-    // A peer can send any number of records without a byte for the handler (key updates): they must not keep the core.
-    // settle_read sees to it that the rest is looked at in the next step.
-    if (!readable || receives == most_receives) return -EAGAIN;
-    const ssize_t received = receive_records();
-    if (received == -EAGAIN) return received;
-    if (received == 0) {
-      ++core->counters.tls_truncated;
-      read_ended();
-      return 0;
-    }
-    if (received < 0) {
-      read_failed(end_reason);
-      return received;
-    }
-  }
-}
-
-// The session has broken down. Its alert, if it has one for the peer, has been sent.
-void slot::records_failed() noexcept {
-  ++core->counters.tls_failed_records;
-  end_with(static_cast<int>(errc::tls_failed));
-}
-
-// Sending ---------------------------------------------------------------------------------------------------
-
-// Sends what the session has produced, or keeps it in the tail. False when the connection has ended.
-bool slot::send_records(int flags) noexcept {
-  tls::io& wire = core->secure->wire;
-  const std::span<const std::byte> output = wire.output();
-  if (output.empty()) return !ended;
-  std::size_t done = 0;
-  while (tail == nullptr && writable && !ended && done < output.size()) {
-    const ssize_t result = sent(sys::send(fd, output.data() + done, output.size() - done, MSG_NOSIGNAL | flags));
-    if (result > 0) done += static_cast<std::size_t>(result);
-  }
-  if (!ended && done < output.size()) {
-    const std::size_t kept = tail == nullptr ? 0 : tail->size();
-    const std::size_t overhead = listener->unsent_tail_bytes / 256;  // at most 29 bytes for 16 KiB, more for less
-    if (kept > std::size_t{listener->unsent_tail_bytes} + overhead + batch_bytes + most_unasked_bytes) {
-      resetting = true;
-      end_with(static_cast<int>(errc::limit_exceeded));
-    } else if (append_to_tail(output.data() + done, output.size() - done)) {
-      (void)ensure_registered();
-    }
-  }
-  wire.output_taken();
-  return !ended;
-}
-
-// Encrypts the next pieces of the write in progress, up to a batch. False when the session has failed.
-bool slot::encrypt_batch() noexcept {
-  std::vector<std::byte>& gather = core->secure->gather;
-  std::size_t batch = 0;
-  while (write_remaining > 0 && batch < batch_bytes) {
-    skip_sent_pieces();
-    const std::byte* data = pieces->data() + piece_offset;
-    std::size_t size = std::min(pieces->size() - piece_offset, batch_bytes - batch);
-    if (size < gather.capacity() && size < write_remaining) {
-      // Small pieces share a record: a head and its body are one.
-      gather.clear();
-      while (write_remaining > 0 && gather.size() < gather.capacity()) {
-        skip_sent_pieces();
-        const std::size_t part = std::min(pieces->size() - piece_offset, gather.capacity() - gather.size());
-        gather.insert(gather.end(), pieces->data() + piece_offset, pieces->data() + piece_offset + part);
-        piece_offset += part;
-        write_remaining -= part;
-      }
-      data = gather.data();
-      size = gather.size();
-    } else {
-      piece_offset += size;
-      write_remaining -= size;
-    }
-    if (!secure->write({data, size}, core->now_ns)) return false;
-    batch += size;
-  }
-  return true;
-}
-
-void slot::send_encrypted() noexcept {
-  while (write_remaining > 0 && tail == nullptr && writable && !ended) {
-    const bool ok = encrypt_batch();
-    const bool finished = write_last && write_remaining == 0;
-    if (ok && finished) secure->close_notify();
-    if (send_records(finished ? MSG_MORE : 0) && !ok) records_failed();
-  }
-}
-
-// What is left of the write becomes part of the tail.
-void slot::encrypt_rest() noexcept {
-  while (write_remaining > 0 && !ended) {
-    if (!encrypt_batch()) records_failed();
-    if (write_last && write_remaining == 0) secure->close_notify();
-    (void)send_records(0);
-  }
-}
-
-void slot::say_goodbye(int flags) noexcept {
-  secure->close_notify();
-  (void)send_records(flags);
 }
 
 }  // namespace percore::engine

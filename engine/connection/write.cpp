@@ -121,7 +121,7 @@ void slot::keep_rest() noexcept {
   }
   if (write_last) {
     if (encrypted) {
-      say_goodbye(tail == nullptr ? MSG_MORE : 0);  // unless the last batch has brought it
+      say_goodbye(MSG_MORE);  // unless the last batch has brought it
       if (ended) {
         finish_write(false);
         return;
@@ -264,13 +264,18 @@ bool slot::try_write_now(bytes_view data) noexcept {
     if (ended) fail(end_reason);
     return !ended;
   }
+  if (!send_or_keep(data.data(), data.size(), 0)) fail(end_reason);
+  return !ended;
+}
+
+// Sends, and keeps in the tail what the socket does not take now. False when the connection has ended.
+bool slot::send_or_keep(const std::byte* data, std::size_t size, int flags) noexcept {
   std::size_t done = 0;
-  while (tail == nullptr && writable && !ended && done < data.size()) {
-    const ssize_t result = sent(sys::send(fd, data.data() + done, data.size() - done, MSG_NOSIGNAL));
+  while (tail == nullptr && writable && !ended && done < size) {
+    const ssize_t result = sent(sys::send(fd, data + done, size - done, MSG_NOSIGNAL | flags));
     if (result > 0) done += static_cast<std::size_t>(result);
   }
-  if (!ended && done < data.size() && append_to_tail(data.data() + done, data.size() - done)) ensure_registered();
-  if (ended) fail(end_reason);
+  if (!ended && done < size && append_to_tail(data + done, size - done)) (void)ensure_registered();
   return !ended;
 }
 

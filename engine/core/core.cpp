@@ -43,8 +43,7 @@ void core::add_listener(acceptor::settings listener) {
 }
 
 void core::prepare_tls(const std::shared_ptr<tls::shared_context>& context) {
-  if (resources_.secure == nullptr) resources_.secure = std::make_unique<tls::core_state>();
-  resources_.secure->prepare(context);
+  resources_.tls_state().prepare(context);
 }
 
 int core::start_listeners() noexcept {

@@ -274,8 +274,6 @@ void server_state::prepare_core(std::size_t index) {
   auto made = std::make_unique<core>(settings, std::move(wakeups_[index]));
   for (auto& l : listeners_) {
     if (l->config.tls) made->prepare_tls(l->config.tls);
-  }
-  for (auto& l : listeners_) {
     acceptor::settings listening;
     listening.group = l->group.get();
     listening.config = &l->config;
