@@ -39,6 +39,7 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::tls_aes_256_gcm, &plain::tls_aes_256_gcm);
   visit(&live::tls_chacha20_poly1305, &plain::tls_chacha20_poly1305);
   visit(&live::tls_other_ciphers, &plain::tls_other_ciphers);
+  visit(&live::tls_kernel_sends, &plain::tls_kernel_sends);
   visit(&live::tls_truncated, &plain::tls_truncated);
   visit(&live::tls_failed_records, &plain::tls_failed_records);
   visit(&live::tls_failed_timed_out, &plain::tls_failed_timed_out);

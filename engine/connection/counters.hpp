@@ -39,6 +39,7 @@ struct core_counters {
   base::counter tls_aes_256_gcm;
   base::counter tls_chacha20_poly1305;
   base::counter tls_other_ciphers;
+  base::counter tls_kernel_sends;
   base::counter tls_truncated;
   base::counter tls_failed_records;
   base::counter tls_failed_timed_out;

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "engine/connection/slot.hpp"
+#include "engine/sys/kernel_tls.hpp"
 
 namespace percore::engine {
 
@@ -89,6 +90,7 @@ void slot::records_failed() noexcept {
 bool slot::send_records(int flags) noexcept {
   tls::io& wire = core->secure->wire;
   const std::span<const std::byte> output = wire.output();
+  if (!encrypting) return send_kernel_messages();
   if (output.empty()) return !ended;
   const std::size_t overhead = listener->unsent_tail_bytes / 256;  // at most 29 bytes for 16 KiB, more for less
   const std::size_t most = std::size_t{listener->unsent_tail_bytes} + overhead + batch_bytes + most_unasked_bytes;
@@ -99,6 +101,56 @@ bool slot::send_records(int flags) noexcept {
   const bool ok = send_or_keep(output.data(), output.size(), flags);
   wire.output_taken();
   return ok;
+}
+
+// Kernel TLS. The session's keys for sending, in the midst of its handshake: true when the kernel has taken them. Its
+// first record must follow the last of ours, so nothing of ours may be left.
+bool slot::take_over_sending(const void* keys) noexcept {
+  if (core->secure->kernel_has_no_tls || !send_records(0) || tail != nullptr) return false;
+  const int result = sys::start_kernel_tls(fd, keys);
+  if (result == -ENOENT) core->secure->kernel_has_no_tls = true;
+  if (result != 0) return false;
+  ++core->counters.tls_kernel_sends;
+  encrypting = false;
+  return true;
+}
+
+// What the session says itself (alerts, tickets), each as a record of its type. What the socket does not take is kept
+// by the session, and sent behind the tail: handlers' bytes may overtake a ticket, and nothing follows an alert.
+bool slot::send_kernel_messages() noexcept {
+  tls::io& wire = core->secure->wire;
+  for (const tls::kernel_message& message : wire.kernel_messages()) {
+    if (ended || (tail == nullptr && send_kernel_message(message))) continue;
+    if (ended) continue;
+    if (!secure->keep(message)) {
+      resetting = true;
+      end_with(static_cast<int>(errc::no_memory));
+    } else if (append_to_tail(nullptr, 0)) {
+      (void)ensure_registered();
+    }
+  }
+  wire.output_taken();
+  return !ended;
+}
+
+// False: not sent.
+bool slot::send_kernel_message(const tls::kernel_message& message) noexcept {
+  while (writable && !ended) {
+    const std::size_t size = message.content.size();
+    const ssize_t result = sent(sys::send_tls_record(fd, message.type, message.content.data(), size, MSG_NOSIGNAL));
+    if (result == static_cast<ssize_t>(size)) return true;
+    if (result >= 0) io_failed(-EIO);  // a part of it is no message
+  }
+  return false;
+}
+
+// The messages that wait behind the tail. True when none is left.
+bool slot::send_kept_messages() noexcept {
+  while (const tls::kernel_message* message = secure->first_kept()) {
+    if (!send_kernel_message(*message)) return false;
+    secure->drop_first_kept();
+  }
+  return true;
 }
 
 // Encrypts the next pieces of the write in progress, up to a batch. False when the session has failed.

@@ -106,7 +106,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
   // --- the second line: every resumption, every write ------------------------------------------------------
   std::uint32_t operations = 0;    // since the handler was resumed
-  bool encrypted = false;          // `secure` stands between the operations and the socket
+  bool encrypted = false;          // `secure` stands between the operations and the socket,
+  bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
   unsent_tail* tail = nullptr;
@@ -310,6 +311,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   ssize_t receive_records() noexcept;
   ssize_t receive_decrypted(std::byte* into, std::size_t capacity) noexcept;
   bool send_records(int flags) noexcept;
+  bool send_kernel_messages() noexcept;
+  bool send_kernel_message(const tls::kernel_message& message) noexcept;
+  bool send_kept_messages() noexcept;
+  bool take_over_sending(const void* keys) noexcept;
   void send_encrypted() noexcept;
   bool encrypt_batch() noexcept;
   void encrypt_rest() noexcept;

@@ -15,12 +15,17 @@ bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noex
   } catch (const std::bad_alloc&) {
     secure = nullptr;
   }
-  encrypted = secure != nullptr;
+  encrypted = encrypting = secure != nullptr;
+  if (encrypted) {
+    secure->offer_sending(this, [](void* self, const void* keys) noexcept {
+      return static_cast<slot*>(self)->take_over_sending(keys);
+    });
+  }
   return encrypted;
 }
 
 void slot::close_session() noexcept {
-  encrypted = false;
+  encrypted = encrypting = false;
   if (secure != nullptr) core->secure->close(std::exchange(secure, nullptr));
 }
 

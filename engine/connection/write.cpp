@@ -22,7 +22,7 @@ bool slot::start_write(const bytes_view* first, std::size_t count, bool last) no
     return false;
   }
   std::size_t done = 0;
-  if (in_turn && count == 1 && tail == nullptr && writable && !encrypted) {
+  if (in_turn && count == 1 && tail == nullptr && writable && (!encrypted || (!encrypting && !last))) {
     // The usual write: one piece that the socket takes whole. Nothing of it needs to be noted.
     const ssize_t result =
         sent(sys::send(fd, first->data(), first->size(), MSG_NOSIGNAL | (last ? MSG_MORE : 0)));
@@ -108,7 +108,7 @@ void slot::keep_rest() noexcept {
   if (write_remaining > 0) {
     const std::size_t kept = tail == nullptr ? 0 : tail->size();
     if (kept + write_remaining > listener->unsent_tail_bytes) return;
-    if (encrypted) {
+    if (encrypting) {
       encrypt_rest();
       if (ended) {
         finish_write(false);
@@ -135,12 +135,12 @@ void slot::keep_rest() noexcept {
 
 // Sends until everything is sent, the socket is full, or it fails. The tail is empty.
 void slot::send_pieces() noexcept {
-  if (encrypted) {
+  if (encrypting) {
     send_encrypted();
     return;
   }
   constexpr std::size_t most_pieces = 64;  // per system call; IOV_MAX is 1024
-  const int flags = MSG_NOSIGNAL | (write_last ? MSG_MORE : 0);
+  const int flags = MSG_NOSIGNAL | (write_last && !encrypted ? MSG_MORE : 0);  // as send_tls_record says
   while (write_remaining > 0 && writable && !ended) {
     skip_sent_pieces();
     ssize_t result = 0;
@@ -194,15 +194,18 @@ ssize_t slot::sent(ssize_t result) noexcept {
 // True when nothing is left of the tail.
 bool slot::flush_tail() noexcept {
   while (writable && tail != nullptr) {
-    const ssize_t result = sent(sys::send(fd, tail->data() + tail->begin, tail->size(), MSG_NOSIGNAL));
-    if (result <= 0) continue;
-    tail->begin += static_cast<std::uint32_t>(result);
-    if (tail->size() == 0) {
-      drop_tail();
-      tail_is_empty();
-    } else {
-      arm_for_write();
+    if (tail->size() != 0) {
+      const ssize_t result = sent(sys::send(fd, tail->data() + tail->begin, tail->size(), MSG_NOSIGNAL));
+      if (result <= 0) continue;
+      tail->begin += static_cast<std::uint32_t>(result);
+      if (tail->size() != 0) {
+        arm_for_write();
+        continue;
+      }
     }
+    if (encrypted && !send_kept_messages()) continue;
+    drop_tail();
+    tail_is_empty();
   }
   return tail == nullptr;
 }
@@ -237,7 +240,7 @@ bool slot::append_to_tail(const std::byte* data, std::size_t size) noexcept {
     }
     tail = grown;
   }
-  std::memcpy(tail->data() + tail->end, data, size);
+  if (size != 0) std::memcpy(tail->data() + tail->end, data, size);
   tail->end += static_cast<std::uint32_t>(size);
   return true;
 }
@@ -254,11 +257,11 @@ bool slot::try_write_now(bytes_view data) noexcept {
     fail(static_cast<int>(errc::limit_exceeded));
     return false;
   }
-  if (encrypted) {
-    if (!secure->established()) {
-      fail(static_cast<int>(errc::limit_exceeded));
-      return false;
-    }
+  if (encrypted && !secure->established()) {
+    fail(static_cast<int>(errc::limit_exceeded));
+    return false;
+  }
+  if (encrypting) {
     const bool ok = secure->write({data.data(), data.size()}, core->now_ns);
     if (send_records(0) && !ok) records_failed();
     if (ended) fail(end_reason);

@@ -94,6 +94,15 @@ inline ssize_t recv(int fd, void* buffer, std::size_t length, int flags) noexcep
 
 inline ssize_t send(int fd, const void* buffer, std::size_t length, int flags) noexcept {
   PERCORE_FAULT_POINT_LENGTH(send, fd, length);
+#ifdef PERCORE_FAULTS
+  if (kernel_stand_in* instead = stand_in_for(fd)) {
+    const iovec piece{const_cast<void*>(buffer), length};
+    msghdr message{};
+    message.msg_iov = const_cast<iovec*>(&piece);
+    message.msg_iovlen = 1;
+    return instead->sendmsg(fd, &message, flags);
+  }
+#endif
 #if PERCORE_DIRECT_CALLS
   return direct_call(SYS_sendto, fd, as_argument(buffer), static_cast<long>(length), flags);
 #else
@@ -101,17 +110,24 @@ inline ssize_t send(int fd, const void* buffer, std::size_t length, int flags) n
 #endif
 }
 
-// Scatter-gather send. An injected short write sends part of the first non-empty piece only.
+// Scatter-gather send. An injected short write sends part of the first non-empty piece only; a message with control
+// data is never cut.
 inline ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept {
 #ifdef PERCORE_FAULTS
+  kernel_stand_in* const instead = stand_in_for(fd);
   for (std::size_t i = 0; i < message->msg_iovlen; ++i) {
     std::size_t length = message->msg_iov[i].iov_len;
     if (length == 0) continue;
     const std::size_t whole = length;
     PERCORE_FAULT_POINT_LENGTH(sendmsg, fd, length);
-    if (length != whole) return or_errno(::send(fd, message->msg_iov[i].iov_base, length, flags));
-    break;
+    if (length == whole || message->msg_controllen != 0) break;
+    const iovec part{message->msg_iov[i].iov_base, length};
+    msghdr cut{};
+    cut.msg_iov = const_cast<iovec*>(&part);
+    cut.msg_iovlen = 1;
+    return instead != nullptr ? instead->sendmsg(fd, &cut, flags) : or_errno(::sendmsg(fd, &cut, flags));
   }
+  if (instead != nullptr) return instead->sendmsg(fd, message, flags);
 #endif
 #if PERCORE_DIRECT_CALLS
   return direct_call(SYS_sendmsg, fd, as_argument(message), flags);
@@ -140,6 +156,11 @@ inline int close(int fd) noexcept {
 
 inline int setsockopt(int fd, int level, int name, const void* value, socklen_t length) noexcept {
   PERCORE_FAULT_POINT(setsockopt, fd);
+#ifdef PERCORE_FAULTS
+  if (kernel_stand_in* instead = stand_in_asked(level, name)) {
+    return instead->setsockopt(fd, level, name, value, length);
+  }
+#endif
   return or_errno(::setsockopt(fd, level, name, value, length));
 }
 

@@ -3,6 +3,8 @@
 #ifdef PERCORE_FAULTS
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -41,6 +43,7 @@ struct installed_plan {
 };
 
 std::atomic<installed_plan*> current{nullptr};
+std::atomic<kernel_stand_in*> stand_in{nullptr};
 
 // xoshiro256** seeded by splitmix64 (Blackman and Vigna, "Scrambled linear pseudorandom number generators",
 // 2021).
@@ -142,6 +145,11 @@ fault_verdict fails(int error, std::size_t length) noexcept {
   return {true, -static_cast<long>(error), length};
 }
 
+fault_verdict would_block(int fd, std::size_t length) noexcept {
+  ask_for_the_edge_again(fd);
+  return fails(EAGAIN, length);
+}
+
 fault_verdict pass(std::size_t length) noexcept {
   return {false, 0, length};
 }
@@ -155,10 +163,7 @@ fault_verdict decide_transfer(const fault_plan& plan, draws& draw, call which, i
   }
   if (sends && draw.happens(plan.no_memory)) return fails(ENOMEM, length);
   if (draw.happens(plan.interrupted)) return fails(EINTR, length);
-  if (draw.happens(plan.would_block)) {
-    ask_for_the_edge_again(fd);
-    return fails(EAGAIN, length);
-  }
+  if (draw.happens(plan.would_block)) return would_block(fd, length);
   if (length > 1 && draw.happens(sends ? plan.short_write : plan.short_read)) {
     // Who takes a short transfer for "drained" or "full" waits for an edge that the kernel sees no reason to
     // give.
@@ -240,8 +245,12 @@ fault_verdict before_call(call which, int fd, std::size_t length) noexcept {
   made[kind].fetch_add(1, std::memory_order_relaxed);
   installed_plan* const under = current.load(std::memory_order_acquire);
   if (under == nullptr) return pass(length);
+  const auto fails_now = [&] {
+    const int error = under->plan.fail_errno[kind];
+    return error == EAGAIN ? would_block(fd, length) : fails(error, length);
+  };
   const fault_verdict verdict = fails_by_count(*under, kind)
-                                    ? fails(under->plan.fail_errno[kind], length)
+                                    ? fails_now()
                                     : decide(under->plan, draws_of_this_thread(*under), which, fd, length);
   if (verdict.injected || verdict.length != length) injected[kind].fetch_add(1, std::memory_order_relaxed);
   return verdict;
@@ -260,7 +269,21 @@ void note_epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t da
   table.by_fd[number] = {epoll_fd, events, data};
 }
 
+void set_kernel_stand_in(kernel_stand_in* instead) noexcept { stand_in.store(instead, std::memory_order_release); }
+
+kernel_stand_in* stand_in_for(int fd) noexcept {
+  kernel_stand_in* const installed = stand_in.load(std::memory_order_acquire);
+  return installed != nullptr && installed->has(fd) ? installed : nullptr;
+}
+
+kernel_stand_in* stand_in_asked(int level, int name) noexcept {
+  constexpr int sol_tls = 282;  // linux/socket.h
+  const bool is_tls = level == sol_tls || (level == IPPROTO_TCP && name == TCP_ULP);
+  return is_tls ? stand_in.load(std::memory_order_acquire) : nullptr;
+}
+
 void note_close(int fd) noexcept {
+  if (kernel_stand_in* const installed = stand_in.load(std::memory_order_acquire)) installed->closed(fd);
   registrations& table = table_of_this_thread();
   const std::lock_guard hold(table.lock);
   const auto number = static_cast<std::size_t>(fd);

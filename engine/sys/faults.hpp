@@ -5,6 +5,9 @@
 // compiled into the engine.
 #pragma once
 
+#include <sys/socket.h>
+#include <sys/types.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -89,5 +92,25 @@ fault_verdict before_call(call which, int fd, std::size_t length) noexcept;
 void note_epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) noexcept;
 void note_close(int fd) noexcept;
 void note_unshare() noexcept;  // the calling thread has a descriptor table of its own now
+
+// A part of the kernel that the machine may lack, in the test's own words: kernel TLS. Results as in calls.hpp; called
+// on the engine's threads.
+class kernel_stand_in {
+ public:
+  // TCP_ULP, and everything of level SOL_TLS.
+  virtual int setsockopt(int fd, int level, int name, const void* value, socklen_t length) noexcept = 0;
+  // For descriptors that has() knows: send as well.
+  virtual ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept = 0;
+  [[nodiscard]] virtual bool has(int fd) const noexcept = 0;
+  virtual void closed(int fd) noexcept = 0;
+
+ protected:
+  ~kernel_stand_in() = default;
+};
+
+// Installs it for all threads, or takes it away (nullptr). Not while a server runs.
+void set_kernel_stand_in(kernel_stand_in* instead) noexcept;
+kernel_stand_in* stand_in_for(int fd) noexcept;                         // nullptr: the kernel itself
+kernel_stand_in* stand_in_asked(int level, int name) noexcept;  // the same, for an option
 
 }  // namespace percore::sys

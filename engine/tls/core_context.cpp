@@ -124,6 +124,9 @@ ssl_ctx_ptr core_context::make_ssl_context(const std::vector<const loaded_certif
   } else {
     SSL_CTX_set_num_tickets(ctx, 1);
   }
+#ifdef SSL_OP_ENABLE_KTLS
+  if (options.kernel == kernel_tls::when_possible) SSL_CTX_set_options(ctx, SSL_OP_ENABLE_KTLS);
+#endif
   // An idle connection keeps no record buffers.
   SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_NO_AUTO_CHAIN);
   SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);

@@ -30,6 +30,7 @@ class core_state {
 
   io wire;
   std::vector<std::byte> gather;  // plaintext of several pieces that become one record
+  bool kernel_has_no_tls = false;  // it was asked once
 
  private:
   core_context* current(const std::shared_ptr<shared_context>& shared);

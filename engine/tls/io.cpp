@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "engine/base/assert.hpp"
 #include "engine/tls/session.hpp"
@@ -78,9 +79,15 @@ int io::write_callback(BIO* bio, const char* data, std::size_t size, std::size_t
   io& self = *static_cast<io*>(BIO_get_data(bio));
   BIO_clear_retry_flags(bio);
   *done = 0;
+  const auto* bytes = reinterpret_cast<const std::byte*>(data);
   try {
-    const auto* bytes = reinterpret_cast<const std::byte*>(data);
-    self.output_.insert(self.output_.end(), bytes, bytes + size);
+    if (self.message_type_ == 0) {
+      self.output_.insert(self.output_.end(), bytes, bytes + size);
+    } else {
+      kernel_message message{std::exchange(self.message_type_, std::uint8_t{0}), {bytes, bytes + size}};
+      if (!self.user_->may_send(message)) return 0;
+      self.kernel_messages_.push_back(std::move(message));
+    }
   } catch (const std::bad_alloc&) {
     return 0;  // no retry: the session fails
   }
@@ -88,9 +95,30 @@ int io::write_callback(BIO* bio, const char* data, std::size_t size, std::size_t
   return 1;
 }
 
-long io::control_callback(BIO*, int command, long, void*) {
-  // Flushing is the owner's work: when the operation is done, all it has written is sent at once.
-  return command == BIO_CTRL_FLUSH ? 1 : 0;
+// Flushing is the owner's work: when the operation is done, all it has written is sent at once. The rest is how OpenSSL
+// talks with a BIO about kernel TLS: here are the keys, do you encrypt, of what type is the next write.
+long io::control_callback(BIO* bio, int command, long number, void* pointer) {
+  constexpr int set_keys = 72;  // bio.h of OpenSSL 3 names these in a comment: its own BIOs only are meant to know them
+  constexpr int get_sends = 73;
+  constexpr int set_message_type = 74;
+  constexpr int clear_message_type = 75;
+  io& self = *static_cast<io*>(BIO_get_data(bio));
+  switch (command) {
+    case BIO_CTRL_FLUSH:
+      return 1;
+    case get_sends:
+      return self.user_ != nullptr && self.user_->kernel_sends() ? 1 : 0;
+    case set_keys:  // `number`: for sending, else for receiving
+      return number != 0 && self.user_ != nullptr && self.user_->hand_over_sending(pointer) ? 1 : 0;
+    case set_message_type:
+      self.message_type_ = static_cast<std::uint8_t>(number);
+      return 0;
+    case clear_message_type:
+      self.message_type_ = 0;
+      return 0;
+    default:
+      return 0;
+  }
 }
 
 }  // namespace percore::tls

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
@@ -10,6 +11,12 @@
 namespace percore::tls {
 
 class session;
+
+// What the kernel is to send as a record of its own, of another type than application data.
+struct kernel_message {
+  std::uint8_t type = 0;
+  std::vector<std::byte> content;
+};
 
 // Where the sessions of one core meet the bytes of the wire: one BIO and two buffers, shared by all of them, because
 // only one session works at a time. The owner receives ciphertext into `input` and sends what has gathered in `output`.
@@ -43,9 +50,14 @@ class io {
   }
   [[nodiscard]] bool has_input() const noexcept { return next_ != end_; }
 
-  // What the sessions have produced, to be sent in this order.
+  // What the session has produced, to be sent in this order: records, or, once the kernel encrypts what it sends, the
+  // contents of one message each.
   [[nodiscard]] std::span<const std::byte> output() const noexcept { return output_; }
-  void output_taken() noexcept { output_.clear(); }
+  [[nodiscard]] std::span<const kernel_message> kernel_messages() const noexcept { return kernel_messages_; }
+  void output_taken() noexcept {
+    output_.clear();
+    if (!kernel_messages_.empty()) kernel_messages_.clear();
+  }
 
  private:
   friend class session;
@@ -58,6 +70,8 @@ class io {
   const std::byte* end_ = nullptr;
   session* user_ = nullptr;
   std::vector<std::byte> output_;
+  std::vector<kernel_message> kernel_messages_;
+  std::uint8_t message_type_ = 0;  // of the next write, when the kernel is to encrypt it
   bio_method_ptr method_;
   bio_ptr bio_;
 };

@@ -22,6 +22,8 @@ constexpr std::size_t small_record = 4 * 1024;
 constexpr std::size_t small_records_bytes = 16 * 1024;
 constexpr std::size_t large_record = SSL3_RT_MAX_PLAIN_LENGTH;
 
+constexpr const char* no_new_keys = "the peer asks for new keys, which the kernel cannot be given";
+
 tls_failure classify(unsigned long error) noexcept {
   if (ERR_GET_LIB(error) != ERR_LIB_SSL) {
     return error == 0 || ERR_GET_REASON(error) == ERR_R_MALLOC_FAILURE ? tls_failure::internal : tls_failure::protocol;
@@ -125,6 +127,9 @@ status session::read(std::span<std::byte> target, std::size_t& done) noexcept {
   while (done < target.size()) {
     std::size_t got = 0;
     const int result = SSL_read_ex(ssl_.get(), target.data() + done, target.size() - done, &got);
+    if (kernel_sends_ && SSL_get_key_update_type(ssl_.get()) != SSL_KEY_UPDATE_NONE) {
+      fail(tls_failure::internal, no_new_keys);
+    }
     if (result != 1) {
       const status why = judge(0);
       more_ = why != status::want_input;
@@ -156,6 +161,28 @@ bool session::write(std::span<const std::byte> data, std::int64_t now_ns) noexce
     data = data.subspan(written);
   }
   return true;
+}
+
+bool session::hand_over_sending(const void* keys) noexcept {
+  if (take_over_ == nullptr || kernel_sends_ || failed_) return false;
+  kernel_sends_ = take_over_(owner_, keys);
+  return kernel_sends_;
+}
+
+bool session::may_send(const kernel_message& message) noexcept {
+  const bool key_update = message.type == SSL3_RT_HANDSHAKE && !message.content.empty() &&
+                          message.content.front() == std::byte{SSL3_MT_KEY_UPDATE};
+  if (key_update) fail(tls_failure::internal, no_new_keys);
+  return !key_update;
+}
+
+bool session::keep(const kernel_message& message) noexcept {
+  try {
+    kept_messages_.push_back(message);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 void session::close_notify() noexcept {
@@ -204,6 +231,7 @@ tls_info session::info() const noexcept {
   if (length != 0) result.alpn = {reinterpret_cast<const char*>(protocol), length};
   if (const char* name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name)) result.server_name = name;
   result.resumed = SSL_session_reused(ssl) == 1;
+  result.kernel_sends = kernel_sends_;
   return result;
 }
 

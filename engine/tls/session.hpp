@@ -55,6 +55,26 @@ class session {
   [[nodiscard]] std::string_view reason() const noexcept { return reason_; }
   void fail(tls_failure cause, const char* reason) noexcept;
 
+  // Kernel TLS. The owner of the socket is asked, in the midst of a handshake, whether the kernel can take over with
+  // these keys (sys::start_kernel_tls); it sends first what is in the output. From true on, write() must not be called
+  // any more, and what the session has to say itself is in io::kernel_messages().
+  using take_over = bool (*)(void* owner, const void* keys) noexcept;
+  void offer_sending(void* owner, take_over asked) noexcept {
+    owner_ = owner;
+    take_over_ = asked;
+  }
+  bool hand_over_sending(const void* keys) noexcept;  // for the io
+  // For the io: whether the kernel can send this. A KeyUpdate (RFC 8446 4.6.3) ends the session: OpenSSL 3.0 does not
+  // tell the kernel the keys that it announces.
+  bool may_send(const kernel_message& message) noexcept;
+  [[nodiscard]] bool kernel_sends() const noexcept { return kernel_sends_; }
+  // Messages for which the socket had no room. keep(): false when memory is out.
+  bool keep(const kernel_message& message) noexcept;
+  [[nodiscard]] const kernel_message* first_kept() const noexcept {
+    return kept_messages_.empty() ? nullptr : &kept_messages_.front();
+  }
+  void drop_first_kept() noexcept { kept_messages_.erase(kept_messages_.begin()); }
+
   [[nodiscard]] tls_info info() const noexcept;
   [[nodiscard]] std::vector<tls_peer_certificate> peer_certificates() const;
   [[nodiscard]] SSL* ssl() const noexcept { return ssl_.get(); }
@@ -77,11 +97,15 @@ class session {
   ssl_ptr ssl_;
   kept_bytes kept_;
   kept_bytes in_use_;  // the io reads from it
+  std::vector<kernel_message> kept_messages_;
+  void* owner_ = nullptr;
+  take_over take_over_ = nullptr;
   std::size_t burst_ = 0;  // bytes written since the last pause
   std::int64_t last_write_ns_ = 0;
   bool more_ = false;  // the last read has left something, if only the news that the stream has ended
   bool awaits_input_;
   bool established_ = false;
+  bool kernel_sends_ = false;
   bool close_sent_ = false;
   bool close_received_ = false;
   bool failed_ = false;

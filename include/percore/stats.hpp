@@ -45,6 +45,7 @@ struct core_stats {
   std::uint64_t tls_aes_256_gcm = 0;
   std::uint64_t tls_chacha20_poly1305 = 0;
   std::uint64_t tls_other_ciphers = 0;
+  std::uint64_t tls_kernel_sends = 0;    // connections whose sending went over to the kernel (tls_options::kernel)
   std::uint64_t tls_truncated = 0;       // streams that ended without close_notify
   std::uint64_t tls_failed_records = 0;  // connections that a bad record or message has ended after the handshake
   // Failed handshakes by cause; tls_failure says what each one means.

@@ -26,6 +26,9 @@ enum class tls_version : std::uint16_t { v1_2 = 0x0303, v1_3 = 0x0304 };
 // that cannot be verified is refused in either case.
 enum class client_certificates { none, optional, required };
 
+// Whether the kernel encrypts what is sent (kTLS).
+enum class kernel_tls { never, when_possible };
+
 // What is wrong with a context: names the file or the option, and says OpenSSL's reason.
 class tls_error : public std::runtime_error {
  public:
@@ -83,6 +86,13 @@ struct tls_options {
   std::chrono::seconds ticket_key_lifetime{3600};
   std::chrono::seconds session_lifetime{7200};
 
+  // when_possible: after the handshake the kernel encrypts what is sent, if it has the module "tls" (Linux 4.13; TLS 1.3
+  // from 5.1), knows the connection's cipher, and OpenSSL was built with it; otherwise OpenSSL does, without a word.
+  // tls_info and core_stats tell which. It pays for large files and with network cards that encrypt; two more system
+  // calls per connection are its price. What is received OpenSSL decrypts in either case. A peer that asks for new
+  // keys (KeyUpdate with update_requested, RFC 8446 4.6.3) loses its connection: OpenSSL 3.0 cannot give the kernel any.
+  kernel_tls kernel = kernel_tls::never;
+
   // Appends the secrets of every connection to this file in the NSS key log format, so that Wireshark can decrypt what
   // it captures. For debugging: whoever has the file reads everything. With server_options::private_descriptors the
   // context must have been made before the server is started.
@@ -129,6 +139,7 @@ struct tls_info {
   std::string_view alpn;         // the chosen protocol; empty: none
   std::string_view server_name;  // what the client asked for (SNI); empty: nothing
   bool resumed = false;          // by a ticket: no certificate was shown
+  bool kernel_sends = false;     // tls_options::kernel, and it was possible
 };
 
 // One certificate of the peer.

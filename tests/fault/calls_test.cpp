@@ -58,12 +58,12 @@ TEST_CASE_FIXTURE(clean_process, "calls: timeouts and large messages make no fur
         }
       },
       one_core(), timed);
+  const call_counts all_calls;
   client peer = server.connect();
   const auto ask = [&] {
     peer.send_all("request\n");
     CHECK(peer.recv_exactly(17) == "request\nand more\n");
   };
-  const call_counts all_calls;
   ask();
   wait_for_registrations(all_calls, 1);
   const call_counts calls;

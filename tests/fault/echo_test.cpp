@@ -8,6 +8,7 @@
 
 #include "tests/fault/exchanges.hpp"
 #include "tests/fault/injection.hpp"
+#include "tests/fault/kernel_tls.hpp"
 #include "tests/support/clean_process.hpp"
 
 namespace percore::test {
@@ -60,6 +61,18 @@ TEST_CASE_FIXTURE(clean_process, "echo: over TLS with every fault at one percent
   CHECK(outcome.all_resets() > 0);
   MESSAGE(outcome.exchanges << " exchanges, " << outcome.all_resets() << " resets, " << outcome.failed_handshakes
                             << " failed handshakes");
+}
+
+TEST_CASE_FIXTURE(clean_process, "echo: over TLS by the kernel with every fault at one percent") {
+  const kernel_tls_stand_in kernel;
+  int version = 0;
+  SUBCASE("TLS 1.2") { version = TLS1_2_VERSION; }
+  SUBCASE("TLS 1.3") { version = TLS1_3_VERSION; }
+  exchange_server server(all_cores(), version, kernel_tls::when_possible);
+  const injected faults(one_percent());
+  const exchange_outcome outcome = checked_exchanges(server, {.exchanges = scaled(10'000)});
+  CHECK(outcome.all_resets() > 0);
+  CHECK(server.total().tls_kernel_sends > 0);
 }
 
 TEST_CASE_FIXTURE(clean_process, "echo: over TLS with the tightest limits and short transfers") {

@@ -158,13 +158,16 @@ constexpr std::array<handler_function, echo_kinds> handlers = {
 
 }  // namespace
 
-exchange_server::exchange_server(server_options options, int tls_version) : server_(std::move(options)) {
+exchange_server::exchange_server(server_options options, int tls_version, kernel_tls kernel)
+    : server_(std::move(options)) {
   std::optional<tls_context> context;
   if (tls_version != 0) {
     tls_client_options how;
     how.min_version = how.max_version = tls_version;
     profile_.emplace(how);
-    context.emplace(server_tls());
+    tls_options secure = server_tls();
+    secure.kernel = kernel;
+    context.emplace(std::move(secure));
   }
   for (std::size_t i = 0; i < echo_kinds; ++i) {
     listen_options listening;

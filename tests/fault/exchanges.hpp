@@ -34,7 +34,7 @@ inline constexpr std::size_t longest_message = 20'000;
 class exchange_server {
  public:
   // Over TLS of this version (TLS1_2_VERSION, TLS1_3_VERSION), or in plain.
-  explicit exchange_server(server_options options, int tls_version = 0);
+  explicit exchange_server(server_options options, int tls_version = 0, kernel_tls kernel = kernel_tls::never);
   server* operator->() noexcept { return &server_; }
   [[nodiscard]] address where(echo_kind kind) const {
     return server_.local_address(static_cast<std::size_t>(kind));

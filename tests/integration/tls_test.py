@@ -199,6 +199,17 @@ class Curl(unittest.TestCase):
             self.assertEqual(self.curl(f"http://127.0.0.1:{port}/")[0], 52)
         self.assertEqual(server.counter("tls_failed_plain_http"), 1)
 
+    def test_kernel_tls(self):
+        """Whether this machine's kernel can or not."""
+        with web_server("--stats", "--kernel-tls", "on", "--body", "100000") as server:
+            port = server.addresses[0].rsplit(":", 1)[1]
+            for version in ("1.2", "1.3"):
+                with self.subTest(version):
+                    status, body, errors = self.curl("--ipv4", "--tls-max", version, f"https://localhost:{port}/")
+                    self.assertEqual((status, errors, len(body)), (0, "", 100000))
+        self.assertEqual(server.counter("tls_handshakes"), 2)
+        self.assertIn(server.counter("tls_kernel_sends"), (0, 2))
+
 
 @unittest.skipUnless(shutil.which("wrk"), "wrk is not installed")
 class Wrk(unittest.TestCase):

@@ -1,4 +1,4 @@
-// The same test over plain sockets, TLS 1.2 and TLS 1.3.
+// The same test over plain sockets, TLS 1.2 and TLS 1.3; with injected kernels also over TLS that the kernel sends.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -10,15 +10,22 @@
 #include "tests/support/test_server.hpp"
 #include "tests/support/tls_server.hpp"
 
+#ifdef PERCORE_FAULTS
+#include "tests/fault/kernel_tls.hpp"
+#endif
+
 namespace percore::test {
 
 // What the bytes travel in.
 class wire {
  public:
-  explicit wire(int version) : version_(version) {}
+  explicit wire(int version, kernel_tls kernel = kernel_tls::never) : version_(version), kernel_(kernel) {}
   [[nodiscard]] bool encrypted() const noexcept { return version_ != 0; }
   [[nodiscard]] listen_options listening(listen_options options = {}) const {
-    return version_ == 0 ? options : over_tls(server_tls(), std::move(options));
+    if (version_ == 0) return options;
+    tls_options how = server_tls();
+    how.kernel = kernel_;
+    return over_tls(std::move(how), std::move(options));
   }
   [[nodiscard]] any_client connect(const test_server& server, int receive_buffer_bytes = 0) const {
     client::options socket;
@@ -33,6 +40,7 @@ class wire {
 
  private:
   int version_;
+  kernel_tls kernel_;
 };
 
 // Runs the test once for each.
@@ -47,6 +55,18 @@ void over_every_wire(Test test) {
   SUBCASE("TLS 1.3") {
     test(wire(TLS1_3_VERSION));
   }
+#ifdef PERCORE_FAULTS
+  SUBCASE("TLS 1.2 by the kernel") {
+    const kernel_tls_stand_in kernel;
+    test(wire(TLS1_2_VERSION, kernel_tls::when_possible));
+    CHECK(kernel.messages > 0);
+  }
+  SUBCASE("TLS 1.3 by the kernel") {
+    const kernel_tls_stand_in kernel;
+    test(wire(TLS1_3_VERSION, kernel_tls::when_possible));
+    CHECK(kernel.messages > 0);
+  }
+#endif
 }
 
 // All there is; with TLS it must have ended with close_notify.

@@ -76,6 +76,7 @@ void print_stats(const percore::server_stats& all) {
       {"tls_aes_256_gcm", s.tls_aes_256_gcm},
       {"tls_chacha20_poly1305", s.tls_chacha20_poly1305},
       {"tls_other_ciphers", s.tls_other_ciphers},
+      {"tls_kernel_sends", s.tls_kernel_sends},
       {"tls_truncated", s.tls_truncated},
       {"tls_failed_records", s.tls_failed_records},
       {"tls_failed_timed_out", s.tls_failed_timed_out},

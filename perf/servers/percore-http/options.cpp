@@ -49,6 +49,7 @@ const char* const usage_text =
     "  --ciphers LIST, --ciphersuites LIST, --groups LIST\n"
     "                              OpenSSL's lists for TLS 1.2, for TLS 1.3, and of the key exchange groups\n"
     "  --tickets on|off            resumption (default on)\n"
+    "  --kernel-tls on|off         the kernel encrypts what is sent, if it can (default off)\n"
     "\n"
     "Time limits, in seconds such as 30 or 0.5; 0, the default, is none\n"
     "  --read-timeout S            for the next bytes, an idle keep-alive connection included\n"
@@ -194,6 +195,11 @@ constexpr value_option value_options[] = {
     {"groups", [](options& o, const std::string&, const char* v) { o.tls_settings.groups = v; }},
     {"tickets", [](options& o, const std::string& n,
                    const char* v) { o.tls_settings.tickets = parse_choice(n, v, "on", "off"); }},
+    {"kernel-tls",
+     [](options& o, const std::string& n, const char* v) {
+       o.tls_settings.kernel =
+           parse_choice(n, v, "on", "off") ? percore::kernel_tls::when_possible : percore::kernel_tls::never;
+     }},
     {"read-timeout",
      [](options& o, const std::string& n, const char* v) { o.listener.read_timeout = parse_seconds(n, v); }},
     {"write-timeout",
