@@ -145,11 +145,6 @@ fault_verdict fails(int error, std::size_t length) noexcept {
   return {true, -static_cast<long>(error), length};
 }
 
-fault_verdict would_block(int fd, std::size_t length) noexcept {
-  ask_for_the_edge_again(fd);
-  return fails(EAGAIN, length);
-}
-
 fault_verdict pass(std::size_t length) noexcept {
   return {false, 0, length};
 }
@@ -163,7 +158,10 @@ fault_verdict decide_transfer(const fault_plan& plan, draws& draw, call which, i
   }
   if (sends && draw.happens(plan.no_memory)) return fails(ENOMEM, length);
   if (draw.happens(plan.interrupted)) return fails(EINTR, length);
-  if (draw.happens(plan.would_block)) return would_block(fd, length);
+  if (draw.happens(plan.would_block)) {
+    ask_for_the_edge_again(fd);
+    return fails(EAGAIN, length);
+  }
   if (length > 1 && draw.happens(sends ? plan.short_write : plan.short_read)) {
     // Who takes a short transfer for "drained" or "full" waits for an edge that the kernel sees no reason to
     // give.
@@ -245,13 +243,10 @@ fault_verdict before_call(call which, int fd, std::size_t length) noexcept {
   made[kind].fetch_add(1, std::memory_order_relaxed);
   installed_plan* const under = current.load(std::memory_order_acquire);
   if (under == nullptr) return pass(length);
-  const auto fails_now = [&] {
-    const int error = under->plan.fail_errno[kind];
-    return error == EAGAIN ? would_block(fd, length) : fails(error, length);
-  };
-  const fault_verdict verdict = fails_by_count(*under, kind)
-                                    ? fails_now()
-                                    : decide(under->plan, draws_of_this_thread(*under), which, fd, length);
+  const bool by_count = fails_by_count(*under, kind);
+  if (by_count && under->plan.fail_errno[kind] == EAGAIN && under->plan.edge_follows) ask_for_the_edge_again(fd);
+  const fault_verdict verdict = by_count ? fails(under->plan.fail_errno[kind], length)
+                                         : decide(under->plan, draws_of_this_thread(*under), which, fd, length);
   if (verdict.injected || verdict.length != length) injected[kind].fetch_add(1, std::memory_order_relaxed);
   return verdict;
 }

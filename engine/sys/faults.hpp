@@ -68,6 +68,9 @@ struct fault_plan {
   std::array<std::uint32_t, call_count> fail_after{};
   std::array<std::uint32_t, call_count> fail_next{};
   std::array<int, call_count> fail_errno{};
+  // Whether EAGAIN by count is followed by the edge that it swallows, as EAGAIN by chance is. Without it a socket stays
+  // full until something else happens to it.
+  bool edge_follows = false;
 };
 
 // Installs a plan for all threads, or takes it away (nullptr). The plan is copied. Any thread; not while another

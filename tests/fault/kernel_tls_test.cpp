@@ -40,6 +40,13 @@ tls_client connected(const test_server& server, tls_client_options how = {}, con
   return peer;
 }
 
+// One EAGAIN, and room again at once.
+fault_plan once_full(call which, std::uint32_t after = 0) {
+  fault_plan plan = failing(which, EAGAIN, 1, after);
+  plan.edge_follows = true;
+  return plan;
+}
+
 std::string exchanged(tls_client& peer, const std::string& text) {
   peer.send_all(text);
   return peer.recv_exactly(text.size());
@@ -115,7 +122,7 @@ TEST_CASE_FIXTURE(clean_process, "kernel TLS: what the kernel refuses OpenSSL do
 TEST_CASE_FIXTURE(clean_process, "kernel TLS: not when the flight before is stuck") {
   const kernel_tls_stand_in kernel;
   test_server server(echo, one_core(), over_tls(by_kernel()));
-  const injected full(failing(call::send, EAGAIN));
+  const injected full(once_full(call::send));
   tls_client peer = connected(server);
   CHECK(exchanged(peer, "ping") == "ping");
   CHECK(kernel.asked == 0);
@@ -143,7 +150,7 @@ TEST_CASE_FIXTURE(clean_process, "kernel TLS: messages wait while the socket has
   std::uint32_t passed = 0;
   SUBCASE("the ticket") { passed = 0; }
   SUBCASE("close_notify") { passed = 1; }
-  const injected full(failing(call::sendmsg, EAGAIN, 1, passed));
+  const injected full(once_full(call::sendmsg, passed));
   tls_client peer = connected(server, tls_1_3());
   CHECK(exchanged(peer, "ping") == "ping");
   peer.half_close();

@@ -58,14 +58,24 @@ client::client(const address& where, const options& how) : fd_(open_socket(where
       ::setsockopt(fd_, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
       bind_to(fd_, how.from);
     }
-    if (connect_to(fd_, where) != 0) fail("connect");
+    if (connect_to(fd_, where) != 0) {
+      if (errno != ECONNRESET) fail("connect");
+      was_reset_ = true;
+    }
   } catch (...) {
     close();
     throw;
   }
 }
 
+void client::check_reset(const char* what) const {
+  if (!was_reset_) return;
+  errno = ECONNRESET;
+  fail(what);
+}
+
 void client::send_all(std::string_view data) {
+  check_reset("send");
   while (!data.empty()) {
     const ssize_t sent = ::send(fd_, data.data(), data.size(), MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
@@ -75,6 +85,7 @@ void client::send_all(std::string_view data) {
 }
 
 std::string client::recv_some(std::size_t limit) {
+  check_reset("recv");
   std::string data(limit, '\0');
   ssize_t count = 0;
   do count = ::recv(fd_, data.data(), data.size(), 0);

@@ -24,9 +24,10 @@ class client {
 
   explicit client(const address& where) : client(where, options()) {}
   client(const address& where, const options& how);
-  client(client&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  client(client&& other) noexcept : fd_(std::exchange(other.fd_, -1)), was_reset_(other.was_reset_) {}
   client& operator=(client&& other) noexcept {
     std::swap(fd_, other.fd_);
+    std::swap(was_reset_, other.was_reset_);
     return *this;
   }
   ~client() { close(); }
@@ -52,7 +53,10 @@ class client {
   [[nodiscard]] address local_address() const;
 
  private:
+  void check_reset(const char* what) const;
+
   int fd_ = -1;
+  bool was_reset_ = false;  // by the server, before connect(2) had returned, which then took the error away
 };
 
 // True when a connection to `where` is refused.
