@@ -6,6 +6,7 @@
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
+#include <openssl/rand.h>
 
 #include <percore/tls.hpp>
 
@@ -29,6 +30,7 @@ void library::load_own_provider() noexcept {
     loaded.reset(OSSL_PROVIDER_load(context, provider::provider_name));
   }
   if (loaded != nullptr && EVP_set_default_properties(context, provider::preference) == 1) own_ = std::move(loaded);
+  if (own_ != nullptr) (void)RAND_set_DRBG_type(context, provider::random_name, nullptr, nullptr, nullptr);
   ERR_clear_error();
 }
 

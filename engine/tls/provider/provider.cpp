@@ -11,6 +11,8 @@ constexpr const char* properties = "provider=percore";
 constexpr OSSL_ALGORITHM macs[] = {{"HMAC", properties, hmac_functions, "HMAC"}, {nullptr, nullptr, nullptr, nullptr}};
 constexpr OSSL_ALGORITHM kdfs[] = {{"TLS13-KDF", properties, tls13_kdf_functions, "TLS 1.3 KDF"},
                                    {nullptr, nullptr, nullptr, nullptr}};
+constexpr OSSL_ALGORITHM randoms[] = {{random_name, properties, random_functions, "CTR-DRBG with a buffer"},
+                                      {nullptr, nullptr, nullptr, nullptr}};
 
 const OSSL_ALGORITHM* query(void*, int operation, int* no_cache) {
   *no_cache = 0;
@@ -19,6 +21,8 @@ const OSSL_ALGORITHM* query(void*, int operation, int* no_cache) {
       return macs;
     case OSSL_OP_KDF:
       return kdfs;
+    case OSSL_OP_RAND:
+      return randoms;
     default:
       return nullptr;
   }

@@ -19,6 +19,8 @@ namespace percore::tls::provider {
 inline constexpr const char* provider_name = "percore";
 inline constexpr const char* preference = "?provider=percore";
 inline constexpr const char* others = "provider=default";
+// For RAND_set_DRBG_type(3).
+inline constexpr const char* random_name = "PERCORE-BUFFERED";
 
 // What one loaded instance hands to its operations. Constant once loaded: any thread.
 struct instance {
@@ -27,6 +29,7 @@ struct instance {
 
 extern const OSSL_DISPATCH hmac_functions[];
 extern const OSSL_DISPATCH tls13_kdf_functions[];
+extern const OSSL_DISPATCH random_functions[];
 
 // For OSSL_PROVIDER_add_builtin(3).
 extern "C" OSSL_provider_init_fn percore_tls_provider_init;
