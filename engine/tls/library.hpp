@@ -27,7 +27,7 @@ class library {
 
   void load_own_provider() noexcept;
 
-  std::unique_ptr<OSSL_LIB_CTX, freed_by<OSSL_LIB_CTX_free>> context_;
+  library_ptr context_;
   provider_ptr default_;
   provider_ptr own_;
 };

@@ -80,7 +80,8 @@ bool shake_hands(core_state& core, session& ours, plain_peer& theirs) {
 
 // `text` there and back.
 bool exchange(core_state& core, session& ours, plain_peer& theirs, const std::string& text) {
-  if (SSL_write(theirs.ssl(), text.data(), static_cast<int>(text.size())) != static_cast<int>(text.size())) return false;
+  const int size = static_cast<int>(text.size());
+  if (SSL_write(theirs.ssl(), text.data(), size) != size) return false;
   std::string heard;
   while (heard.size() < text.size()) {
     theirs.give(core, ours);
@@ -92,10 +93,10 @@ bool exchange(core_state& core, session& ours, plain_peer& theirs, const std::st
   if (!ours.write(std::as_bytes(std::span(heard)), 0)) return false;
   theirs.take(core);
   std::string back(text.size(), '\0');
-  for (std::size_t size = 0; size < back.size();) {
-    const int got = SSL_read(theirs.ssl(), back.data() + size, static_cast<int>(back.size() - size));
+  for (std::size_t done = 0; done < back.size();) {
+    const int got = SSL_read(theirs.ssl(), back.data() + done, static_cast<int>(back.size() - done));
     if (got <= 0) return false;
-    size += static_cast<std::size_t>(got);
+    done += static_cast<std::size_t>(got);
   }
   return heard == text && back == text;
 }

@@ -154,7 +154,7 @@ octets converse_with_mac(const library& in, unsigned seed) {
   return heard;
 }
 
-TEST_CASE("tls_provider: a library context prefers the engine's algorithms, and has OpenSSL's when they are not wanted") {
+TEST_CASE("tls_provider: a library context prefers the engine's algorithms, and without the provider has OpenSSL's") {
   const library own;
   const library plain(false);
   REQUIRE(own.has_own_provider());

@@ -1,6 +1,6 @@
 // HMAC over SHA-256 and SHA-384: the Finished messages, the binders of session tickets and the tickets themselves, and
-// the pseudo-random function of TLS 1.2. Other digests and uncommon parameters (those of the CBC suites of TLS 1.2, whose
-// records must be checked in constant time) go to the default provider's HMAC.
+// the pseudo-random function of TLS 1.2. Other digests and uncommon parameters (those of the CBC suites of TLS 1.2,
+// whose records must be checked in constant time) go to the default provider's HMAC.
 #include <array>
 #include <cstring>
 #include <new>

@@ -3,8 +3,8 @@
 //
 // Each instance, that is, each thread's public and private one (RAND(7)), has a CTR-DRBG of the default provider for
 // itself, seeded by the operating system and reseeded by OpenSSL's own rules, and draws 512 bytes from it at a time.
-// - Bytes are overwritten as they are handed out. Those that wait can be read only by who could read the DRBG's state as
-//   well, from which they follow.
+// - Bytes are overwritten as they are handed out. Those that wait can be read only by who could read the DRBG's state
+//   as well, from which the next ones follow.
 // - The buffer is wiped in a child of fork(2), so parent and child never hand out the same bytes; the DRBG notices the
 //   fork by itself. Without that from the kernel there is no buffer.
 // - A reseed, and a request for prediction resistance or with additional input, does not use what is buffered.
