@@ -304,6 +304,13 @@ inline void* map_memory(std::size_t bytes) noexcept {
   return p == MAP_FAILED ? nullptr : p;
 }
 
+// For whole pages of map_memory's: a child of fork(2) finds them zeroed (Linux 4.14), and core dumps leave them out.
+// -EINVAL: an older kernel.
+inline int keep_from_children(void* p, std::size_t bytes) noexcept {
+  (void)::madvise(p, bytes, MADV_DONTDUMP);
+  return or_errno(::madvise(p, bytes, MADV_WIPEONFORK));
+}
+
 inline void unmap_memory(void* p, std::size_t bytes) noexcept { (void)::munmap(p, bytes); }
 
 // Nanoseconds of CLOCK_MONOTONIC, through the vDSO: no system call on the usual clock sources.

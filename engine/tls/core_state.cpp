@@ -18,8 +18,7 @@ constexpr std::size_t most_contexts = 64;
 
 }  // namespace
 
-core_state::core_state() : library_(OSSL_LIB_CTX_new()) {
-  if (!library_) throw std::bad_alloc();
+core_state::core_state() {
   gather.reserve(SSL3_RT_MAX_PLAIN_LENGTH);
 }
 

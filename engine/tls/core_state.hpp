@@ -6,6 +6,7 @@
 
 #include "engine/tls/core_context.hpp"
 #include "engine/tls/io.hpp"
+#include "engine/tls/library.hpp"
 #include "engine/tls/session.hpp"
 
 namespace percore::tls {
@@ -13,7 +14,7 @@ namespace percore::tls {
 // Everything of TLS that one core has. Used on its thread only.
 class core_state {
  public:
-  core_state();  // throws std::bad_alloc
+  core_state();  // throws std::bad_alloc, or tls_error
   core_state(const core_state&) = delete;
   core_state& operator=(const core_state&) = delete;
   ~core_state();
@@ -35,7 +36,7 @@ class core_state {
  private:
   core_context* current(const std::shared_ptr<shared_context>& shared);
 
-  library_ptr library_;
+  library library_;
   std::vector<std::unique_ptr<core_context>> contexts_;
 };
 

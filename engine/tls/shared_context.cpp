@@ -10,6 +10,7 @@
 
 #include "engine/sys/calls.hpp"
 #include "engine/tls/core_context.hpp"
+#include "engine/tls/library.hpp"
 
 namespace percore::tls {
 
@@ -43,9 +44,8 @@ shared_context::~shared_context() {
 void shared_context::adopt(std::shared_ptr<const settings> made) {
   {
     // As a core will do it: without what openssl.cnf says for the process.
-    const library_ptr library(OSSL_LIB_CTX_new());
-    if (!library) throw std::bad_alloc();
-    const core_context trial(nullptr, made, 0, library.get());
+    const library trial_library;
+    const core_context trial(nullptr, made, 0, trial_library.get());
   }
   tickets_.set_lifetime(ticket_key_lifetime_ns(*made));
   std::lock_guard lock(mutex_);
