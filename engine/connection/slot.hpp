@@ -303,6 +303,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   progress advance_handshake() noexcept;
   bool advance_start_tls() noexcept;
   void fail_start_tls() noexcept;
+  void note_ended_start_tls() noexcept;
   void note_handshake() noexcept;
   void note_handshake_failure() noexcept;
   void handshake_failed() noexcept;

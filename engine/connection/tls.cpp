@@ -7,6 +7,12 @@
 
 namespace percore::engine {
 
+namespace {
+
+constexpr const char* handshake_took_too_long = "the handshake took too long";
+
+}  // namespace
+
 // The session -----------------------------------------------------------------------------------------------
 
 bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noexcept {
@@ -65,9 +71,10 @@ void slot::handshake_failed() noexcept {
 }
 
 void slot::handshake_timed_out() noexcept {
-  secure->fail(tls_failure::timed_out, "the handshake took too long");
+  secure->fail(tls_failure::timed_out, handshake_took_too_long);
   ++core->counters.timeouts;
   unqueue();
+  if (tail != nullptr) resetting = true;  // a peer that has not taken our flight takes no alert either
   if (phase == slot_phase::handshaking) {
     handshake_failed();
   } else {
@@ -193,6 +200,13 @@ bool slot::advance_start_tls() noexcept {
   }
   fail_start_tls();
   return true;
+}
+
+// The connection has ended in the midst of start_tls, by something else than the handshake.
+void slot::note_ended_start_tls() noexcept {
+  if (end_reason == static_cast<int>(errc::closed) || end_reason == static_cast<int>(errc::shutting_down)) return;
+  if (end_reason == static_cast<int>(errc::timed_out)) secure->fail(tls_failure::timed_out, handshake_took_too_long);
+  note_handshake_failure();
 }
 
 void slot::fail_start_tls() noexcept {
