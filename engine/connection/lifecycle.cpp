@@ -260,7 +260,11 @@ void slot::halt() noexcept {
 }
 
 void slot::begin_drain() noexcept {
-  if (phase == slot_phase::running && reader && waits_for_new_message() && !queued) continue_read();
+  if (phase == slot_phase::handshaking || (reader && reading == read_kind::start_tls)) {
+    drain_handshake();
+  } else if (phase == slot_phase::running && reader && waits_for_new_message() && !queued) {
+    continue_read();
+  }
 }
 
 void slot::end_grace() noexcept {

@@ -61,6 +61,7 @@ void slot::drop_buffer() noexcept {
 
 bool slot::advance_read() noexcept {
   if (ended) {
+    if (reading == read_kind::start_tls) note_ended_start_tls();
     read_failed(end_reason);
     reading = read_kind::none;
     return true;

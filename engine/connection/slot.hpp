@@ -201,7 +201,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void close_now() noexcept { close_descriptor(); }
   // The handler's frame is destroyed where it waits; the connection is reset.
   void halt() noexcept;
-  // A shutdown has begun: a reader that waits for a new message fails.
+  // A shutdown has begun: a reader that waits for a new message fails, and handshakes have little time left.
   void begin_drain() noexcept;
   // The grace is over: operations fail; a handler that waits again afterwards is halted.
   void end_grace() noexcept;
@@ -303,6 +303,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   progress advance_handshake() noexcept;
   bool advance_start_tls() noexcept;
   void fail_start_tls() noexcept;
+  void note_ended_start_tls() noexcept;
+  void arm_handshake_deadline() noexcept;
+  void drain_handshake() noexcept;
+  [[nodiscard]] bool is_silent_at_shutdown() const noexcept;
   void note_handshake() noexcept;
   void note_handshake_failure() noexcept;
   void handshake_failed() noexcept;

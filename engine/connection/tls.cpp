@@ -7,6 +7,16 @@
 
 namespace percore::engine {
 
+namespace {
+
+constexpr const char* handshake_took_too_long = "the handshake took too long";
+
+// What a handshake may take at most once a shutdown has begun. Go's http.Server.Shutdown gives connections that have not
+// sent a request yet the same.
+constexpr std::uint32_t drain_handshake_ms = 5000;
+
+}  // namespace
+
 // The session -----------------------------------------------------------------------------------------------
 
 bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noexcept {
@@ -39,14 +49,37 @@ void slot::start_handshake() noexcept {
     return;
   }
   phase = slot_phase::handshaking;
-  arm_read_deadline(listener->handshake_timeout_ms);
+  arm_handshake_deadline();
   continue_handshake();
 }
 
+void slot::arm_handshake_deadline() noexcept {
+  const std::uint32_t usual = listener->handshake_timeout_ms;
+  const bool shorten = core->stopping && (usual == 0 || usual > drain_handshake_ms);
+  arm_read_deadline(shorten ? drain_handshake_ms : usual);
+}
+
+// A shutdown has begun. One who has sent nothing yet is idle; who has begun will have a request right behind.
+void slot::drain_handshake() noexcept {
+  const std::int64_t latest = core->now_ns + std::int64_t{drain_handshake_ms} * 1'000'000;
+  if (read_deadline_ns == 0 || read_deadline_ns > latest) {
+    read_deadline_ns = latest;
+    arm(latest);
+  }
+  if (phase == slot_phase::handshaking && !queued) continue_handshake();
+}
+
+bool slot::is_silent_at_shutdown() const noexcept { return core->stopping && !queued && !secure->begun(); }
+
 void slot::continue_handshake() noexcept {
-  switch (advance_handshake()) {
+  progress made = advance_handshake();
+  if (made == progress::waiting && is_silent_at_shutdown()) {
+    readable = true;  // a ClientHello may have come that no event has told of yet
+    made = advance_handshake();
+  }
+  switch (made) {
     case progress::waiting:
-      if (!ensure_registered()) flush_or_close();
+      if (is_silent_at_shutdown() || !ensure_registered()) flush_or_close();
       break;
     case progress::done:
       phase = slot_phase::running;
@@ -65,9 +98,10 @@ void slot::handshake_failed() noexcept {
 }
 
 void slot::handshake_timed_out() noexcept {
-  secure->fail(tls_failure::timed_out, "the handshake took too long");
+  secure->fail(tls_failure::timed_out, handshake_took_too_long);
   ++core->counters.timeouts;
   unqueue();
+  if (tail != nullptr) resetting = true;  // a peer that has not taken our flight takes no alert either
   if (phase == slot_phase::handshaking) {
     handshake_failed();
   } else {
@@ -174,7 +208,7 @@ bool slot::suspend_start_tls(std::coroutine_handle<> waiter) noexcept {
     return false;
   }
   reader = waiter;
-  arm_read_deadline(listener->handshake_timeout_ms);
+  arm_handshake_deadline();
   arm_idle_timeout();
   return true;
 }
@@ -193,6 +227,13 @@ bool slot::advance_start_tls() noexcept {
   }
   fail_start_tls();
   return true;
+}
+
+// The connection has ended in the midst of start_tls, by something else than the handshake.
+void slot::note_ended_start_tls() noexcept {
+  if (end_reason == static_cast<int>(errc::closed) || end_reason == static_cast<int>(errc::shutting_down)) return;
+  if (end_reason == static_cast<int>(errc::timed_out)) secure->fail(tls_failure::timed_out, handshake_took_too_long);
+  note_handshake_failure();
 }
 
 void slot::fail_start_tls() noexcept {

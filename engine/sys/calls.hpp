@@ -313,6 +313,9 @@ inline int keep_from_children(void* p, std::size_t bytes) noexcept {
 
 inline void unmap_memory(void* p, std::size_t bytes) noexcept { (void)::munmap(p, bytes); }
 
+// Seconds since 1970 by the system's clock, which may be set. Through the vDSO.
+inline std::int64_t unix_seconds() noexcept { return static_cast<std::int64_t>(::time(nullptr)); }
+
 // Nanoseconds of CLOCK_MONOTONIC, through the vDSO: no system call on the usual clock sources.
 inline std::int64_t monotonic_ns() noexcept {
   timespec now{};

@@ -108,6 +108,51 @@ int core_context::use_ticket_key(unsigned char* name, unsigned char* iv, EVP_CIP
   return answer;
 }
 
+namespace {
+
+// What a ticket says of the full handshake that its chain of resumptions began with, in seconds since 1970.
+struct authentication {
+  std::int64_t done;         // when it was
+  std::int64_t valid_until;  // the first certificate of the client's path expires; 0: it has shown none
+};
+
+std::int64_t first_expiry(const SSL* session) noexcept {
+  const STACK_OF(X509)* chain = SSL_get0_verified_chain(session);
+  std::int64_t first = 0;
+  for (int i = 0; i < sk_X509_num(chain); ++i) {
+    const std::int64_t expires = to_time(X509_get0_notAfter(sk_X509_value(chain, i)));
+    if (first == 0 || expires < first) first = expires;
+  }
+  return first;
+}
+
+}  // namespace
+
+// A session that was resumed bears what its first ticket said.
+int core_context::on_new_ticket(SSL* session, void*) {
+  if (SSL_session_reused(session) == 1) return 1;
+  const authentication now{sys::unix_seconds(), first_expiry(session)};
+  return SSL_SESSION_set1_ticket_appdata(SSL_get_session(session), &now, sizeof now);
+}
+
+SSL_TICKET_RETURN core_context::on_shown_ticket(SSL* session, SSL_SESSION* shown, const unsigned char*, std::size_t,
+                                                SSL_TICKET_STATUS status, void*) {
+  if (status != SSL_TICKET_SUCCESS && status != SSL_TICKET_SUCCESS_RENEW) return SSL_TICKET_RETURN_IGNORE_RENEW;
+  authentication first{};
+  void* data = nullptr;
+  std::size_t size = 0;
+  if (SSL_SESSION_get0_ticket_appdata(shown, &data, &size) != 1 || size != sizeof first) {
+    return SSL_TICKET_RETURN_IGNORE_RENEW;
+  }
+  std::memcpy(&first, data, size);
+  const std::int64_t now = sys::unix_seconds();
+  const std::int64_t lifetime = of(session).settings_->options.resumption_lifetime.count();
+  const bool too_old = now < first.done || now - first.done >= lifetime;
+  const bool expired = first.valid_until != 0 && now > first.valid_until;
+  if (too_old || expired) return SSL_TICKET_RETURN_IGNORE_RENEW;
+  return status == SSL_TICKET_SUCCESS ? SSL_TICKET_RETURN_USE : SSL_TICKET_RETURN_USE_RENEW;
+}
+
 void core_context::on_key_log(const SSL* session, const char* line) { of(session).owner_->log_key(line); }
 
 }  // namespace percore::tls

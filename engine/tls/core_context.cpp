@@ -138,6 +138,7 @@ ssl_ctx_ptr core_context::make_ssl_context(const std::vector<const loaded_certif
   if (server) {
     SSL_CTX_set_tlsext_servername_callback(ctx, on_server_name);
     SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, on_ticket_key);
+    SSL_CTX_set_session_ticket_cb(ctx, on_new_ticket, on_shown_ticket, nullptr);
     SSL_CTX_set_tlsext_status_cb(ctx, on_status_request);
     if (!settings_->alpn.empty()) SSL_CTX_set_alpn_select_cb(ctx, on_alpn, nullptr);
   } else if (!settings_->alpn.empty() &&

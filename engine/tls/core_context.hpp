@@ -54,6 +54,9 @@ class core_context {
   static int on_status_request(SSL* session, void*);
   static int on_ticket_key(SSL* session, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher,
                            EVP_MAC_CTX* mac, int encrypting);
+  static int on_new_ticket(SSL* session, void*);
+  static SSL_TICKET_RETURN on_shown_ticket(SSL* session, SSL_SESSION* shown, const unsigned char*, std::size_t,
+                                           SSL_TICKET_STATUS status, void*);
   static void on_key_log(const SSL* session, const char* line);
   static core_context& of(const SSL* session) noexcept;
   int use_ticket_key(unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac, bool encrypting);

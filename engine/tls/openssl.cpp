@@ -18,6 +18,11 @@ std::vector<std::string> dns_names_of(X509* certificate) {
   return result;
 }
 
+std::time_t to_time(const ASN1_TIME* when) {
+  std::tm utc{};
+  return ASN1_TIME_to_tm(when, &utc) == 1 ? ::timegm(&utc) : 0;
+}
+
 std::string take_openssl_error() {
   const unsigned long error = ERR_peek_error();
   const char* reason = ERR_reason_error_string(error);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ctime>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +33,8 @@ using cipher_ptr = std::unique_ptr<EVP_CIPHER, freed_by<EVP_CIPHER_free>>;
 
 // The DNS names of subjectAltName, as they stand there.
 std::vector<std::string> dns_names_of(X509* certificate);
+
+std::time_t to_time(const ASN1_TIME* when);  // 0: not a date
 
 // The oldest entry of this thread's error queue as text; the queue is empty afterwards.
 std::string take_openssl_error();

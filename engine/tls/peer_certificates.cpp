@@ -59,11 +59,6 @@ std::string fingerprint_of(X509* certificate) {
   return result;
 }
 
-std::time_t to_time(const ASN1_TIME* when) {
-  std::tm utc{};
-  return ASN1_TIME_to_tm(when, &utc) == 1 ? ::timegm(&utc) : 0;
-}
-
 tls_peer_certificate describe(X509* certificate) {
   tls_peer_certificate result;
   result.subject = to_text(X509_get_subject_name(certificate));

@@ -112,7 +112,7 @@ status session::handshake() noexcept {
   if (failed_) return status::failed;
   begin_operation();
   const int result = SSL_do_handshake(ssl_.get());
-  awaits_input_ = true;
+  awaits_input_ = begun_ = true;
   if (result != 1) return judge(result);
   established_ = true;
   more_ = io_.has_input();

@@ -47,6 +47,8 @@ class session {
   [[nodiscard]] bool pending() const noexcept { return more_ || failed_; }
   // The handshake cannot go on without more from the peer; a client's begins without.
   [[nodiscard]] bool awaits_input() const noexcept { return awaits_input_; }
+  // The first step of the handshake was made: as a server, the peer has sent something.
+  [[nodiscard]] bool begun() const noexcept { return begun_; }
   [[nodiscard]] bool established() const noexcept { return established_; }
   [[nodiscard]] bool close_received() const noexcept { return close_received_; }
   [[nodiscard]] bool has_failed() const noexcept { return failed_; }
@@ -104,6 +106,7 @@ class session {
   std::int64_t last_write_ns_ = 0;
   bool more_ = false;  // the last read has left something, if only the news that the stream has ended
   bool awaits_input_;
+  bool begun_ = false;
   bool established_ = false;
   bool kernel_sends_ = false;
   bool close_sent_ = false;

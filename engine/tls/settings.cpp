@@ -222,6 +222,9 @@ std::shared_ptr<const settings> load(const tls_options& options, tls_role role) 
   if (options.session_lifetime.count() < 1 || options.session_lifetime > std::chrono::hours(24 * 7)) {
     throw tls_error("session_lifetime must be from 1 s to 7 days");
   }
+  if (options.resumption_lifetime.count() < 1 || options.resumption_lifetime > std::chrono::hours(24 * 7)) {
+    throw tls_error("resumption_lifetime must be from 1 s to 7 days");
+  }
   auto made = std::make_shared<settings>();
   made->options = options;
   made->role = role;

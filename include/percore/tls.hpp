@@ -82,9 +82,14 @@ struct tls_options {
   // Resumption by session tickets (RFC 8446 4.6.1, RFC 5077). All cores share the keys without sharing memory. A new
   // key begins every `ticket_key_lifetime`; the one before it is still accepted, so a ticket is good for one to two
   // lifetimes and at most `session_lifetime` (RFC 8446 allows 7 days). Early data is never accepted.
+  // Each resumption brings a new ticket; `resumption_lifetime` limits the whole chain of them, from the full handshake on
+  // (RFC 8446 4.6.1 recommends a limit; 7 days, the longest life of a single ticket, is the most). A chain on which a
+  // client certificate was verified ends also when the first certificate of its path expires. Then follows a full
+  // handshake.
   bool tickets = true;
   std::chrono::seconds ticket_key_lifetime{3600};
   std::chrono::seconds session_lifetime{7200};
+  std::chrono::seconds resumption_lifetime{std::chrono::hours(24 * 7)};
 
   // when_possible: after the handshake the kernel encrypts what is sent, if it has the module "tls" (Linux 4.13; TLS 1.3
   // from 5.1), knows the connection's cipher, and OpenSSL was built with it; otherwise OpenSSL does, without a word.

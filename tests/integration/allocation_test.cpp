@@ -18,6 +18,8 @@
 
 #include "tests/support/clean_process.hpp"
 #include "tests/support/test_server.hpp"
+#include "tests/support/tls_client.hpp"
+#include "tests/support/tls_server.hpp"
 
 namespace {
 
@@ -253,6 +255,32 @@ TEST_CASE_FIXTURE(clean_process, "allocation: none for small posts and posted wr
   CHECK(eventually([&] { return ran == 2000; }));
   CHECK(allocations.load() == 0);
   count_on_every_core(*server, false);
+}
+
+// What is kept of it grows by doubling. Growth batch by batch would copy it 256 times, half of it on average.
+TEST_CASE_FIXTURE(clean_process, "allocation: few for a large write over TLS that the socket does not take") {
+  const std::string text(16 * 1024 * 1024, 'x');
+  listen_options listening = small_send_buffer();
+  listening.unsent_tail_bytes = 2 * text.size();
+  std::atomic<long> counted = -1;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        co_await conn.read();
+        allocations = 0;
+        counting = true;
+        const bool written = co_await conn.write(text);
+        counting = false;
+        counted = written ? allocations.load() : -1;
+        conn.reset();
+      },
+      one_core(), over_tls(server_tls(), listening));
+  client::options socket;
+  socket.receive_buffer_bytes = 4096;
+  tls_client peer(server.where(), tls_profile(), {}, socket);
+  peer.handshake().send_all("go");
+  CHECK(peer.socket().wait_for_end() == ending::reset);
+  CHECK(counted >= 1);
+  CHECK(counted <= 40);
 }
 
 }  // namespace

@@ -216,6 +216,95 @@ TEST_CASE_FIXTURE(clean_process, "starttls: clients that stall are timed out and
   }
 }
 
+TEST_CASE_FIXTURE(clean_process, "starttls: whatever ends the handshake, it is counted and told as timed out") {
+  listen_options listening = small_send_buffer();
+  listening.handshake_timeout = 0ms;
+  std::string before = "go ahead\n";
+  bool reads = true;
+  SUBCASE("the connection's lifetime") {
+    listening.lifetime_timeout = 300ms;
+  }
+  SUBCASE("its idle time") {
+    listening.idle_timeout = 100ms;
+  }
+  SUBCASE("unsent plaintext that the peer does not take: the handshake's own deadline") {
+    listening.handshake_timeout = 200ms;
+    before = numbered_text(60'000);
+  }
+  SUBCASE("unsent plaintext that the peer does not take: the deadline of writes") {
+    listening.write_timeout = 200ms;
+    before = numbered_text(60'000);
+  }
+  reads = before.size() < 100;
+  const tls_context context(server_tls());
+  channel<std::error_code> end;
+  channel<tls_failure> failures;
+  server_options options = one_core();
+  options.on_tls_failure = [&](tls_failure cause, std::string_view, const address&) { failures.put(cause); };
+  test_server server(
+      [&](connection& conn) -> task<> {
+        co_await conn.read();
+        co_await conn.write(before);
+        const bool done = co_await conn.start_tls(context);
+        end.put(done ? std::error_code() : conn.error());
+      },
+      options, listening);
+  client::options small;
+  small.receive_buffer_bytes = 4096;
+  client peer(server.where(), small);
+  peer.send_all("STARTTLS\n");
+  if (reads) CHECK(peer.recv_until("\n") == before);
+  CHECK(end.take() == errc::timed_out);
+  CHECK(failures.take() == tls_failure::timed_out);
+  (void)peer.wait_for_end();
+  CHECK(eventually([&] { return server.total().active == 0; }, 10s));
+  CHECK(server.total().tls_failed_timed_out == 1);
+  CHECK(server.total().timeouts == 1);
+  CHECK(failures.size() == 0);
+}
+
+TEST_CASE_FIXTURE(clean_process, "starttls: shutdown_write in the middle of the handshake waits for its end") {
+  for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
+    CAPTURE(version);
+    const tls_context context(server_tls());
+    channel<connection_handle> handles;
+    channel<std::string> seen;
+    test_server server([&](connection& conn) -> task<> {
+      auto data = co_await conn.read();
+      handles.put(conn.handle());
+      co_await conn.write("go ahead\n");
+      const bool done = co_await conn.start_tls(context);
+      seen.put(done ? "upgraded" : conn.error().message());
+      const bool written = co_await conn.write("never");
+      seen.put(written ? "written" : conn.error() == errc::closed ? "closed" : conn.error().message());
+      while ((data = co_await conn.read())) seen.put(std::string(data.text()));
+      seen.put(conn.error() == errc::end_of_stream ? "end" : conn.error().message());
+    });
+    client socket = server.connect();
+    socket.send_all("STARTTLS\n");
+    CHECK(socket.recv_until("\n") == "go ahead\n");
+    tls_client_options how;
+    how.min_version = how.max_version = version;
+    tls_client peer(std::move(socket), tls_profile(how));
+    peer.socket().send_all(peer.handshake_step());
+    REQUIRE(peer.receive());  // the server's first flight: it waits for ours
+    event done;
+    CHECK(handles.take().post([&](connection& conn) {
+      conn.shutdown_write();
+      done.set();
+    }) == post_result::posted);
+    done.wait();
+    peer.handshake();
+    CHECK(seen.take() == "upgraded");
+    CHECK(seen.take() == "closed");
+    CHECK(peer.ended_cleanly());
+    peer.send_all("still heard");
+    CHECK(seen.take() == "still heard");
+    peer.half_close();
+    CHECK(seen.take() == "end");
+  }
+}
+
 TEST_CASE_FIXTURE(clean_process, "starttls: handshakes that fail end the connection") {
   line_server server;
   SUBCASE("garbage") {

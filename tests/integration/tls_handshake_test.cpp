@@ -483,6 +483,95 @@ TEST_CASE_FIXTURE(clean_process, "tls handshake: a server ends in the middle of 
   CHECK(server.total().active == 0);
 }
 
+// Without a deadline of their own, and without a grace.
+TEST_CASE_FIXTURE(clean_process, "tls handshake: a shutdown lets those go on that have begun, for a limited time") {
+  listen_options listening;
+  listening.handshake_timeout = 0ms;
+  for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
+    CAPTURE(version);
+    test_server server(echo, one_core(), over_tls(server_tls(), listening));
+    tls_client silent(server.where(), only(version));
+    tls_client busy(server.where(), only(version));
+    tls_client idle(server.where(), only(version));
+    for (tls_client* begun : {&busy, &idle}) {
+      begun->socket().send_all(begun->handshake_step());
+      REQUIRE(begun->receive());
+    }
+    CHECK(eventually([&] { return server.total().active == 3; }));
+    server->begin_shutdown();
+    CHECK(silent.socket().wait_for_end() == ending::fin);  // while the others have not gone on yet
+    CHECK(eventually([&] { return server.total().active == 2; }));
+    if (version == TLS1_3_VERSION) {
+      const std::string flight = busy.handshake_step();
+      busy.socket().send_all(flight + busy.encrypt("request"));
+      CHECK(busy.recv_exactly(7) == "request");
+    } else {
+      busy.handshake();  // its last flight is the server's: a request could only come after that
+    }
+    CHECK(busy.ended_cleanly());
+    idle.handshake();
+    CHECK(idle.ended_cleanly());
+    server->wait();
+    CHECK(server.total().tls_handshakes == 2);
+    CHECK(tls_failures(server.total()) == 0);
+  }
+}
+
+TEST_CASE_FIXTURE(clean_process, "tls handshake: a shutdown does not wait for those that stall") {
+  listen_options listening;
+  listening.handshake_timeout = 0ms;
+  const tls_context context(server_tls());
+  server host(one_core());
+  host.listen("127.0.0.1:0", echo, over_tls(context, listening));
+  host.listen(
+      "127.0.0.1:0",
+      [&](connection& conn) -> task<> {
+        const alive frame;
+        co_await conn.read();
+        const bool done = co_await conn.start_tls(context);
+        CHECK_FALSE(done);
+        CHECK(conn.error() == errc::timed_out);
+      },
+      listening);
+  host.start();
+  tls_client begun(host.local_address(0));
+  begun.socket().send_all(begun.handshake_step());
+  REQUIRE(begun.receive());
+  client upgrading(host.local_address(1));
+  upgrading.send_all("STARTTLS\n");
+  CHECK(eventually([&] { return host.stats().total.active == 2 && host.stats().total.bytes_received > 9; }));
+  const auto asked = std::chrono::steady_clock::now();
+  host.shutdown();
+  CHECK(std::chrono::steady_clock::now() - asked < patience);
+  CHECK(ended(begun.socket()));
+  CHECK(ended(upgrading));
+  CHECK(host.stats().total.tls_failed_timed_out == 2);
+}
+
+// What has come by then is served, though the core has not looked at it before the shutdown.
+TEST_CASE_FIXTURE(clean_process, "tls handshake: a ClientHello that waits in the socket at a shutdown has begun") {
+  test_server server(echo, one_core(), over_tls());
+  tls_client accepted(server.where());
+  CHECK(eventually([&] { return server.total().active == 1; }));
+  tls_client queued(server.where());
+  std::vector<tls_client*> peers{&accepted};
+  {
+    const blocked_core blocked(*server, 0);
+    tls_client* late = &accepted;
+    late->socket().send_all(late->handshake_step());
+    queued.socket().send_all(queued.handshake_step());
+    peers.push_back(&queued);
+    server->begin_shutdown();
+  }
+  for (tls_client* peer : peers) {
+    REQUIRE(peer->receive());
+    peer->handshake();
+    CHECK(peer->ended_cleanly());
+  }
+  server->wait();
+  CHECK(server.total().tls_handshakes == 2);
+}
+
 TEST_CASE_FIXTURE(clean_process, "tls handshake: statistics tell versions and ciphers") {
   test_server server(echo, one_core(), over_tls());
   struct {

@@ -220,6 +220,86 @@ TEST_CASE_FIXTURE(clean_process, "tls resumption: not past a reload that changes
   }
 }
 
+TEST_CASE_FIXTURE(clean_process, "tls resumption: a chain of tickets ends") {
+  tls_options options = server_tls();
+  options.resumption_lifetime = 2s;
+  test_server server(tell_core, one_core(), over_tls(options));
+  for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
+    CAPTURE(version);
+    const tls_profile how = only(version);
+    const auto begun = std::chrono::steady_clock::now();
+    visit last = visited(server.where(), how);
+    int resumptions = 0;
+    for (bool good = true; good && std::chrono::steady_clock::now() - begun < patience;) {
+      const visit next = visited(server.where(), how, last.ticket);
+      good = next.resumed;
+      if (good) ++resumptions;
+      if (next.ticket != nullptr) last = next;
+      std::this_thread::sleep_for(50ms);  // the time that has to pass
+    }
+    CHECK(resumptions > 0);
+    CHECK(std::chrono::steady_clock::now() - begun < patience);
+    CHECK(std::chrono::steady_clock::now() - begun >= 1s);  // the clock that counts has whole seconds
+    CHECK(visited(server.where(), how, last.ticket).resumed);  // the full handshake has begun another
+  }
+  CHECK(tls_failures(server.total()) == 0);
+}
+
+// What a client that shows a certificate gets: resumed, full, or nothing.
+std::string outcome_of(const address& where, const tls_profile& how, session_ptr& ticket) {
+  try {
+    const visit next = visited(where, how, ticket);
+    if (next.ticket != nullptr) ticket = next.ticket;
+    return next.resumed ? "resumed" : "full";
+  } catch (const tls_went_wrong& refused) {
+    return refused.what();
+  }
+}
+
+TEST_CASE_FIXTURE(clean_process, "tls resumption: not past the end of a client's certificate") {
+  tls_options options = server_tls();
+  options.clients = client_certificates::required;
+  options.authorities_pem = authority().root.pem();
+  int version = 0;
+  bool own = true;  // or that of its issuer
+  SUBCASE("its own, TLS 1.2") {
+    version = TLS1_2_VERSION;
+  }
+  SUBCASE("its own, TLS 1.3") {
+    version = TLS1_3_VERSION;
+  }
+  SUBCASE("its issuer's") {
+    version = TLS1_3_VERSION;
+    own = false;
+  }
+  const certificate issuer({.common_name = "issuer", .days_until = 0, .seconds_until = 5, .authority = true},
+                           &authority().root);
+  const certificate mayfly = own ? certificate({.common_name = "mayfly", .days_until = 0, .seconds_until = 5},
+                                               &authority().root)
+                                 : certificate({.common_name = "mayfly"}, &issuer);
+  const certificate steady = authority().issue("steady");
+  test_server server(tell_core, one_core(), over_tls(options));
+  tls_client_options how;
+  how.min_version = how.max_version = version;
+  how.identity = &mayfly;
+  const tls_profile as_mayfly(how);
+  how.identity = &steady;
+  const tls_profile as_steady(how);
+  session_ptr steady_ticket;
+  CHECK(outcome_of(server.where(), as_steady, steady_ticket) == "full");
+  session_ptr ticket;
+  std::string outcome = outcome_of(server.where(), as_mayfly, ticket);
+  CHECK(outcome == "full");
+  const auto begun = std::chrono::steady_clock::now();
+  while ((outcome == "full" || outcome == "resumed") && std::chrono::steady_clock::now() - begun < patience) {
+    std::this_thread::sleep_for(100ms);  // the time that has to pass
+    outcome = outcome_of(server.where(), as_mayfly, ticket);
+    CHECK(outcome != "full");
+  }
+  CHECK(outcome == "sslv3 alert certificate expired");
+  CHECK(outcome_of(server.where(), as_steady, steady_ticket) == "resumed");
+}
+
 TEST_CASE_FIXTURE(clean_process, "tls resumption: early data is not offered") {
   test_server server(tell_core, one_core(), over_tls());
   const visit first = visited(server.where(), only(TLS1_3_VERSION));

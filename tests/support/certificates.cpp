@@ -95,7 +95,7 @@ certificate::certificate(const certificate_request& request, const certificate* 
   check(RAND_bytes(reinterpret_cast<unsigned char*>(&serial), sizeof serial), "RAND_bytes");
   check(ASN1_INTEGER_set_uint64(X509_get_serialNumber(made), serial >> 1), "a serial number");
   checked(X509_time_adj_ex(X509_getm_notBefore(made), request.days_from, 0, nullptr), "a date");
-  checked(X509_time_adj_ex(X509_getm_notAfter(made), request.days_until, 0, nullptr), "a date");
+  checked(X509_time_adj_ex(X509_getm_notAfter(made), request.days_until, request.seconds_until, nullptr), "a date");
   const auto* name = reinterpret_cast<const unsigned char*>(request.common_name.data());
   if (!request.common_name.empty()) {
     check(X509_NAME_add_entry_by_txt(X509_get_subject_name(made), "CN", MBSTRING_UTF8, name,

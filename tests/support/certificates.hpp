@@ -17,6 +17,7 @@ struct certificate_request {
   key_kind key = key_kind::ecdsa_p256;
   int days_from = -1;  // validity, in days from now
   int days_until = 10;
+  int seconds_until = 0;  // beyond these days
   bool authority = false;  // may issue others
 };
 

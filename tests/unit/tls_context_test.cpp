@@ -200,6 +200,9 @@ TEST_CASE("tls_context: versions, ciphers, suites, groups and protocols") {
     options.session_lifetime = std::chrono::seconds(-1);
     CHECK(mentions(refusal(options), {"session_lifetime"}));
     options = server_tls();
+    options.resumption_lifetime = std::chrono::hours(24 * 7) + std::chrono::seconds(1);
+    CHECK(mentions(refusal(options), {"resumption_lifetime"}));
+    options = server_tls();
     options.verify_depth = -1;
     CHECK(mentions(refusal(options), {"verify_depth"}));
   }
