@@ -73,7 +73,7 @@ struct core_resources {
   loop::timer_wheel timers;
   loop::poller poller;
 
-  // Made when it is first needed. Throws std::bad_alloc.
+  // Made when it is first needed. Throws std::bad_alloc, or tls_error when OpenSSL cannot load its provider.
   tls::core_state& tls_state() {
     if (secure == nullptr) secure = std::make_unique<tls::core_state>();
     return *secure;

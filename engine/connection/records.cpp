@@ -2,7 +2,8 @@
 //
 // A session knows no socket. The slot receives records into the core's buffer, lets the session work on them, and sends
 // what the session has left in the core's output, all of it in one send if the socket takes it; else the rest joins the
-// unsent tail, whose bytes are always those of the wire.
+// unsent tail, whose bytes are those of the wire. With kernel TLS the kernel makes the records: then writes do not come
+// here, and the tail holds plaintext.
 
 #include <algorithm>
 
@@ -17,6 +18,10 @@ namespace {
 constexpr std::size_t batch_bytes = 64 * 1024;
 // Alerts and answers to key updates that a peer which does not read may pile up in the tail, over its cap.
 constexpr std::size_t most_unasked_bytes = 16 * 1024;
+
+// Messages of a session's own that wait, with kernel TLS, or come at once. An honest peer causes two or three: a ticket,
+// an alert, an answer to a request for renegotiation.
+constexpr std::size_t most_kernel_messages = 64;
 
 // In one go without a byte for the handler.
 constexpr unsigned most_receives = 2;
@@ -119,6 +124,10 @@ bool slot::take_over_sending(const void* keys) noexcept {
 // by the session, and sent behind the tail: handlers' bytes may overtake a ticket, and nothing follows an alert.
 bool slot::send_kernel_messages() noexcept {
   tls::io& wire = core->secure->wire;
+  if (!ended && wire.kernel_messages().size() + secure->kept() > most_kernel_messages) {
+    resetting = true;
+    end_with(static_cast<int>(errc::limit_exceeded));
+  }
   for (const tls::kernel_message& message : wire.kernel_messages()) {
     if (ended || (tail == nullptr && send_kernel_message(message))) continue;
     if (ended) continue;

@@ -213,6 +213,14 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     ready_node.unlink();
     queued = false;
   }
+  // The same for the read, which is about to end; a write may have to be looked at still.
+  void unqueue_reader() noexcept {
+    if (writer) {
+      wake_soon();
+    } else {
+      unqueue();
+    }
+  }
   void fail(int value) noexcept { error_value = value; }
   // Adds the descriptor to the poller if it is not. False when the kernel refuses; the connection has then ended.
   [[gnu::hot]] bool ensure_registered() noexcept;

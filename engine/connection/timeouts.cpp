@@ -98,7 +98,7 @@ void slot::on_deadline() noexcept {
       return;
     }
     ++core->counters.timeouts;
-    unqueue();
+    unqueue_reader();
     fail_reader(timed_out);
     if (generation != seen) return;
   }

@@ -1,7 +1,9 @@
 // TLS handshakes: of connections of TLS listeners before their handler begins, and of start_tls() in its midst.
 
-#include <new>
+#include <exception>
 #include <utility>
+
+#include <openssl/err.h>
 
 #include "engine/connection/slot.hpp"
 
@@ -22,7 +24,8 @@ constexpr std::uint32_t drain_handshake_ms = 5000;
 bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noexcept {
   try {
     secure = core->tls_state().open(shared, listener->tls_identity);
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
+    ERR_clear_error();
     secure = nullptr;
   }
   encrypted = encrypting = secure != nullptr;
@@ -100,7 +103,7 @@ void slot::handshake_failed() noexcept {
 void slot::handshake_timed_out() noexcept {
   secure->fail(tls_failure::timed_out, handshake_took_too_long);
   ++core->counters.timeouts;
-  unqueue();
+  unqueue_reader();
   if (tail != nullptr) resetting = true;  // a peer that has not taken our flight takes no alert either
   if (phase == slot_phase::handshaking) {
     handshake_failed();

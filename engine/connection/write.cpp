@@ -14,8 +14,9 @@ namespace percore::engine {
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
   const bool in_turn = ++operations <= core->operations_per_turn;
-  if (ended || sending_done) {
-    fail(ended ? end_reason : static_cast<int>(errc::closed));
+  const bool shaking_hands = encrypted && !secure->established();
+  if (ended || sending_done || shaking_hands) {
+    fail(ended ? end_reason : static_cast<int>(sending_done ? errc::closed : errc::limit_exceeded));
     write_ok = false;
     if (in_turn) return true;
     postponed = true;  // a handler that goes on writing to a dead connection must not keep its core
@@ -198,10 +199,8 @@ bool slot::flush_tail() noexcept {
       const ssize_t result = sent(sys::send(fd, tail->data() + tail->begin, tail->size(), MSG_NOSIGNAL));
       if (result <= 0) continue;
       tail->begin += static_cast<std::uint32_t>(result);
-      if (tail->size() != 0) {
-        arm_for_write();
-        continue;
-      }
+      if (tail->size() != 0 || (encrypted && secure->kept() != 0)) arm_for_write();
+      if (tail->size() != 0) continue;
     }
     if (encrypted && !send_kept_messages()) continue;
     drop_tail();

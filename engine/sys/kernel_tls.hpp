@@ -10,8 +10,11 @@
 namespace percore::sys {
 
 // Hands sending over to the kernel, with the keys of the connection in `keys`: one of the tls12_crypto_info_* of
-// linux/tls.h, which is also what OpenSSL's BIO_CTRL_SET_KTLS gives. 0; -ENOENT when the kernel has no such module; -EOPNOTSUPP when it
-// does not know the cipher; else what setsockopt says. After a failure the connection is what it was.
+// linux/tls.h, which is also what OpenSSL's BIO_CTRL_SET_KTLS gives. 0; -ENOENT when the kernel has no such module; -EOPNOTSUPP for
+// ciphers that are not passed on; else what setsockopt says. After a failure the connection sends as before.
+//
+// The kernel takes bytes before it has turned all of them into segments, and at close(2) tries once more: what the socket
+// has no room for then is lost, and the peer finds the stream cut off.
 int start_kernel_tls(int fd, const void* keys) noexcept;
 
 // Sends one record of a type other than application data (RFC 8446 5.1), whole. `flags` as for send(2), but never

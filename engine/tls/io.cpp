@@ -41,7 +41,8 @@ BIO* io::take_bio() noexcept {
 void io::use(session& user) noexcept {
   if (user_ == &user) return;
   // Bytes left here would go out on another connection.
-  PERCORE_ASSERT(output_.empty(), "what a TLS session has produced was not sent");
+  PERCORE_ASSERT(output_.empty() && kernel_messages_.empty(), "what a TLS session has produced was not sent");
+  message_type_ = 0;  // of a session that failed between naming it and writing
   if (user_ != nullptr) {
     if (has_input()) {
       user_->keep_leftover({next_, static_cast<std::size_t>(end_ - next_)});
@@ -57,6 +58,8 @@ void io::use(session& user) noexcept {
 
 void io::forget(const session& user) noexcept {
   if (user_ != &user) return;
+  message_type_ = 0;
+  kernel_messages_.clear();
   user_ = nullptr;
   next_ = end_ = nullptr;
 }

@@ -72,6 +72,7 @@ class session {
   [[nodiscard]] bool kernel_sends() const noexcept { return kernel_sends_; }
   // Messages for which the socket had no room. keep(): false when memory is out.
   bool keep(const kernel_message& message) noexcept;
+  [[nodiscard]] std::size_t kept() const noexcept { return kept_messages_.size(); }
   [[nodiscard]] const kernel_message* first_kept() const noexcept {
     return kept_messages_.empty() ? nullptr : &kept_messages_.front();
   }

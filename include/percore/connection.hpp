@@ -280,7 +280,8 @@ class connection {
 
   // Goes over from plain to TLS (STARTTLS), as the server side of a server's context: true when the handshake is done.
   // From then on reads, writes and the end of the connection are TLS's. What was written before is sent in plain first;
-  // what the peer had sent in plain behind the command that asked for TLS is refused or dropped. False with errc::
+  // what the peer had sent in plain behind the command that asked for TLS is refused or dropped. Until it is done nothing
+  // can be written (errc::limit_exceeded). False with errc::
   // plaintext_injected changes nothing and the connection goes on in plain; after any other failure it has ended.
   // `context` must stay valid until this is done; handshake_timeout applies. Throws std::invalid_argument for a
   // client's context. Keep contexts: each new one costs every core that meets it a parse of its certificates and keys.

@@ -22,7 +22,7 @@ struct core_stats {
   std::uint64_t accept_paused_memory = 0;  // times accepting paused for ENOMEM or ENOBUFS
   std::uint64_t accept_paused_limit = 0;   // times accepting paused for a limit of open connections
   std::uint64_t bytes_received = 0;
-  std::uint64_t bytes_sent = 0;
+  std::uint64_t bytes_sent = 0;          // as given to the socket: with TLS records, but not with those of the kernel
   std::uint64_t handler_errors = 0;      // exceptions that left a handler or a posted function
   std::uint64_t resets_received = 0;     // connections on which an operation failed with connection_reset
   std::uint64_t timeouts = 0;            // operations failed with timed_out

@@ -96,6 +96,7 @@ struct tls_options {
   // tls_info and core_stats tell which. It pays for large files and with network cards that encrypt; two more system
   // calls per connection are its price. What is received OpenSSL decrypts in either case. A peer that asks for new
   // keys (KeyUpdate with update_requested, RFC 8446 4.6.3) loses its connection: OpenSSL 3.0 cannot give the kernel any.
+  // A kernel that has no module is asked once for each core.
   kernel_tls kernel = kernel_tls::never;
 
   // Appends the secrets of every connection to this file in the NSS key log format, so that Wireshark can decrypt what
@@ -167,7 +168,7 @@ enum class buffered_plaintext {
   discard,  // they are dropped
 };
 
-// Why a handshake failed. tls_stats counts them.
+// Why a handshake failed. core_stats counts them.
 enum class tls_failure : std::uint8_t {
   timed_out,       // listen_options::handshake_timeout
   peer_gone,       // closed or reset by the peer in mid-handshake

@@ -391,6 +391,28 @@ TEST_CASE_FIXTURE(clean_process, "starttls: the server ends while handshakes sta
   CHECK(server.total().active == 0);
 }
 
+// Whoever has not proved yet who he is must not be told anything.
+TEST_CASE_FIXTURE(clean_process, "starttls: nothing is written before it is done") {
+  const tls_context context(server_tls());
+  channel<connection_handle> handles;
+  test_server server([&](connection& conn) -> task<> {
+    handles.put(conn.handle());
+    const bool done = co_await conn.start_tls(context);
+    if (done) co_await echo(conn);
+  });
+  client plain = server.connect();
+  channel<std::string> seen;
+  handles.take().post([&](connection& conn) {
+    auto early = conn.write("early");
+    const bool refused = early.await_ready() && !early.await_resume();
+    seen.put(refused ? conn.error().message() : "written");
+  });
+  CHECK(seen.take() == std::error_code(errc::limit_exceeded).message());
+  tls_client peer(std::move(plain), tls_profile());
+  peer.handshake().send_all("ping");
+  CHECK(peer.recv_exactly(4) == "ping");
+}
+
 TEST_CASE_FIXTURE(clean_process, "starttls: many on one core with a small budget") {
   server_options options = one_core();
   options.handshake_budget = 1us;

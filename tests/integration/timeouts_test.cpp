@@ -5,6 +5,8 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <coroutine>
+#include <exception>
 #include <string>
 #include <thread>
 #include <vector>
@@ -336,6 +338,41 @@ TEST_CASE_FIXTURE(clean_process, "timeouts: an end with unsent bytes that make n
   client peer(server.where(), how);
   CHECK(eventually([&] { return server.total().accepted == 1 && server.total().active == 0; }));
   CHECK(peer.wait_for_end() == ending::reset);
+}
+
+// A second coroutine of a handler's connection, begun inside it.
+struct side_coroutine {
+  struct promise_type {
+    side_coroutine get_return_object() noexcept { return {}; }
+    std::suspend_never initial_suspend() noexcept { return {}; }
+    std::suspend_never final_suspend() noexcept { return {}; }
+    void return_void() noexcept {}
+    void unhandled_exception() noexcept { std::terminate(); }
+  };
+};
+
+side_coroutine read_until_timeout(connection& conn, event& timed_out) {
+  const bytes_view data = co_await conn.read();
+  if (!data && conn.error() == errc::timed_out) timed_out.set();
+}
+
+// Both have a place in the same turn of the loop: the read's deadline has passed, and the write goes on.
+TEST_CASE_FIXTURE(clean_process, "timeouts: that of a read does not stop a write which waits for its turn") {
+  server_options options = one_core();
+  options.operations_per_turn = 1;
+  event timed_out;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        conn.set_read_timeout(20ms);
+        read_until_timeout(conn, timed_out);
+        std::this_thread::sleep_for(40ms);  // until the deadline has passed
+        co_await conn.write("late");
+        timed_out.wait();
+      },
+      options);
+  client peer = server.connect();
+  CHECK(peer.recv_exactly(4) == "late");
+  CHECK(peer.wait_for_end() == ending::fin);
 }
 
 }  // namespace

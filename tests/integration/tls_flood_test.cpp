@@ -12,6 +12,10 @@
 #include "tests/support/test_server.hpp"
 #include "tests/support/tls_server.hpp"
 
+#ifdef PERCORE_FAULTS
+#include "tests/fault/kernel_tls.hpp"
+#endif
+
 namespace percore::test {
 namespace {
 
@@ -138,8 +142,13 @@ TEST_CASE_FIXTURE(clean_process, "tls flood: records that say nothing end the co
 }
 
 TEST_CASE_FIXTURE(clean_process, "tls flood: answers that nobody reads are bounded") {
-  listen_options listening = small_send_buffer();
-  test_server server(echo, one_core(), over_tls(server_tls(), listening));
+  tls_options how = server_tls();
+#ifdef PERCORE_FAULTS
+  const kernel_tls_stand_in kernel;
+  SUBCASE("of OpenSSL") {}
+  SUBCASE("of the kernel") { how.kernel = kernel_tls::when_possible; }
+#endif
+  test_server server(echo, one_core(), over_tls(how, small_send_buffer()));
   client::options socket;
   socket.receive_buffer_bytes = 4096;
   tls_client peer(server.where(), forgeable_profile(TLS1_2_VERSION), {}, socket);
