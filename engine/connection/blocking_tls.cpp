@@ -2,7 +2,7 @@
 // with the BIO and the buffers of the helper that serves its connection from beginning to end.
 
 #include <algorithm>
-#include <new>
+#include <exception>
 #include <utility>
 
 #include "engine/connection/blocking.hpp"
@@ -19,7 +19,7 @@ constexpr std::size_t batch_bytes = 64 * 1024;
 bool blocking_session::handshake(const std::shared_ptr<tls::shared_context>& with) noexcept {
   try {
     secure_ = self_.tls().open(with, config_.tls_identity);
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {  // no memory, or OpenSSL lacks what it needs
   }
   if (secure_ == nullptr) {
     job_.reset = true;

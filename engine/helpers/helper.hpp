@@ -26,7 +26,7 @@ class alignas(base::cache_line_bytes) helper {
   helper(const helper&) = delete;
   helper& operator=(const helper&) = delete;
 
-  // For jobs, on this thread: memory of TLS's, made when it is first needed. Throws std::bad_alloc.
+  // For jobs, on this thread: memory of TLS's, made when it is first needed. Throws std::bad_alloc, or tls_error.
   tls::core_state& tls();
 
   // A buffer for the connection that is served here; `bytes` is the same with each call. Throws std::bad_alloc.

@@ -67,7 +67,7 @@ class blocking_connection {
 
   // --- TLS -------------------------------------------------------------------------------------------------
   // As connection::start_tls. Each helper thread makes OpenSSL objects of its own from the context when it first meets
-  // it, so few long-lived helpers are better than many.
+  // it, so few long-lived helpers are better than many. tls_options::kernel does not apply: OpenSSL encrypts.
   bool start_tls(const tls_context& context, buffered_plaintext policy = buffered_plaintext::refuse);
   [[nodiscard]] std::optional<tls_info> tls() const;
   [[nodiscard]] std::vector<tls_peer_certificate> peer_certificates() const;
