@@ -297,8 +297,12 @@ void core::report_stuck(const slot* serves, std::int64_t for_ns) const {
 
 void core::end_helpers() noexcept {
   constexpr std::int64_t to_leave_ns = 5'000'000'000;  // with nothing left to do
-  const unsigned left = resources_.helpers->end(given_up_ ? 0 : sys::monotonic_ns() + to_leave_ns);
+  constexpr std::int64_t to_leave_stuck_ns = 20'000'000;  // when others will not
+  const unsigned left =
+      resources_.helpers->end(sys::monotonic_ns() + (given_up_ ? to_leave_stuck_ns : to_leave_ns));
   if (left == 0 && !given_up_) return;
+  run_completed();  // of those that came back in the last moment
+  settings_.shared->release_open(resources_.slots.end_of_turn());
   for_each_connection([](slot& s) { s.abandon(); });
   if (left != 0) resources_.helpers->abandon(held_with_it());
 }

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "tests/support/clean_process.hpp"
 #include "tests/support/test_server.hpp"
@@ -103,7 +104,7 @@ TEST_CASE_FIXTURE(clean_process, "stalls: the program's own action for the signa
   CHECK(calls == 2);
   struct sigaction now {};
   REQUIRE(::sigaction(SIGURG, &before, &now) == 0);
-  CHECK(now.sa_handler == action.sa_handler);
+  CHECK((now.sa_handler == action.sa_handler));
 }
 
 TEST_CASE("stalls: a threshold that cannot be is refused") {
