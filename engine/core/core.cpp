@@ -47,6 +47,16 @@ core::core(const settings& given, loop::wakeup&& wake)
   }
 }
 
+// What came back after the core had given up on it.
+core::~core() {
+  detail::completion* next = resources_.mailbox->take_completed();
+  while (next != nullptr) {
+    auto& job = static_cast<detail::job&>(*next);
+    next = next->next_completed;
+    if (job.drop != nullptr) job.drop(job);
+  }
+}
+
 void core::add_listener(acceptor::settings listener) {
   acceptors_.push_back(std::make_unique<acceptor>(resources_, listener, acceptors_.size()));
 }

@@ -39,6 +39,7 @@ class core {
   core(const settings& given, loop::wakeup&& wake);
   core(const core&) = delete;
   core& operator=(const core&) = delete;
+  ~core();
 
   void add_listener(acceptor::settings listener);
   // What its connections will need of TLS, so that what is lacking is found now. Throws tls_error or std::bad_alloc.

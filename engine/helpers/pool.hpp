@@ -36,7 +36,7 @@ struct pool_settings {
   std::size_t queue = 1024;
   bool wait_when_full = true;  // else: refuse
   std::int64_t idle_lifetime_ns = 10'000'000'000;
-  std::size_t stack_bytes = 256 * 1024;
+  std::size_t stack_bytes = 1024 * 1024;
   shared_cap* cap = nullptr;
 };
 

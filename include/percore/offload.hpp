@@ -179,7 +179,9 @@ class [[nodiscard("co_await it")]] offload_awaiter : private offload_piece {
 
 // A call that nobody waits for. From the heap; the core frees it.
 struct detached_job : job {
-  detached_job() = default;
+  detached_job() {
+    drop = [](job& base) noexcept { delete static_cast<detached_job*>(&base); };
+  }
   virtual ~detached_job() = default;
   std::exception_ptr exception;
 };

@@ -50,12 +50,13 @@ struct stuck_helper {
 struct helper_options {
   unsigned floor = 0;           // threads of each core that stay when they are idle
   unsigned most_per_core = 64;  // 1 to 4096. A blocking handler keeps one as long as its connection lives.
-  unsigned most = 4096;         // over all cores; at least 1
+  // Over all cores, at least 1. A core that finds them all with others waits until some of those have retired.
+  unsigned most = 4096;
   std::size_t queue = 1024;     // jobs that wait for a helper of one core, 1 to 1,048,576
   full_queue at_full = full_queue::wait;
   // Above the floor, a thread that has had nothing to do for so long ends (a quarter of it later at the latest).
   std::chrono::milliseconds idle_lifetime{10'000};
-  std::size_t stack_bytes = 256 * 1024;
+  std::size_t stack_bytes = 1024 * 1024;  // of each thread; plain pages, touched only as needed
   // How long halt(), or the end of a shutdown's grace, waits for helpers that run something. Those that are not back
   // then are reported to on_stuck and left to themselves: the memory of their core stays until they return, if ever,
   // and what they run must not touch anything that has ended with the server.
@@ -83,8 +84,8 @@ struct stall {
 struct stall_options {
   // What counts as a stall, 1 ms to 1 h; 0: there is no watch. Unset: 100 ms in debug builds of the library, else 0.
   std::optional<std::chrono::milliseconds> threshold;
-  // At most once a second for each core, on the watch's thread, while it still stalls; must not throw. Default: a line
-  // on standard error.
+  // At most once a second for each core, on the watch's thread, while it still stalls; must not throw nor wait for the
+  // server's end. Default: lines on standard error.
   std::function<void(const stall&)> on_stall;
   // Sent to the core's thread for its backtrace. What it blocks in may then end with EINTR (signal(7)), once for each
   // report. An action that the program has for it is called for signals that are not ours.

@@ -379,7 +379,6 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a halt and the end of a grace wake h
     by_hand = true;  // under which the kernel may not let a connection be reset
     handler = [](blocking_connection& conn) {
       char byte = 0;
-      CHECK(::read(conn.fd(), &byte, 1) == 1);  // the one that made it start
       while (::read(conn.fd(), &byte, 1) > 0) {
       }
       CHECK_FALSE(conn.write("x"));
@@ -488,6 +487,7 @@ TEST_CASE_FIXTURE(clean_process, "blocking: start_tls, with what was sent behind
   test_server server(blocking([&](blocking_connection& conn) {
     const auto command = conn.read_until("\n", 100);
     CHECK(command.text() == "STARTTLS\n");
+    if (conn.buffered_bytes() == 0) conn.write("go\n");
     if (!conn.start_tls(context)) {
       CHECK(conn.error() == errc::plaintext_injected);
       conn.write("refused");
@@ -499,6 +499,7 @@ TEST_CASE_FIXTURE(clean_process, "blocking: start_tls, with what was sent behind
   SUBCASE("done") {
     client peer = server.connect();
     peer.send_all("STARTTLS\n");
+    CHECK(peer.recv_until("\n") == "go\n");
     tls_client secure(std::move(peer), tls_profile(), {});
     secure.handshake();
     secure.send_all("secret");

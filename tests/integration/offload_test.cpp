@@ -161,7 +161,7 @@ lone_coroutine lone_offload(channel<std::string>& told) {
   told.put(result ? (elsewhere && back ? "ran" : "on the wrong thread") : result.error().message());
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: from a posted function's coroutine; a shutdown waits for it") {
+TEST_CASE_FIXTURE(clean_process, "offload: from a posted function's coroutine, and a shutdown waits for it") {
   channel<std::string> told;
   test_server server(echo);
   CHECK(server->post(0, [&] { lone_offload(told); }) == post_result::posted);

@@ -310,7 +310,7 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: end() lets what is queued run") {
   for (auto& job : jobs) CHECK(job.runs == 1);
 }
 
-TEST_CASE_FIXTURE(clean_process, "helper pool: end() does not wait for a helper that is stuck; it leaves when it comes back") {
+TEST_CASE_FIXTURE(clean_process, "helper pool: end() does not wait for a helper that is stuck, which leaves when it comes back") {
   event gate;
   event entered;
   auto job = std::make_shared<counted_job>();  // the memory that must last

@@ -28,6 +28,8 @@ struct completion {
 // thread except while `run` has it. As a ready_node it waits on the core, when the queue has no room for it.
 struct job : completion, ready_node {
   void (*work)(job&, helpers::helper&) noexcept = nullptr;  // on the helper
+  // For what belongs to nobody else: frees it when its core is gone before it came back.
+  void (*drop)(job&) noexcept = nullptr;
   engine::slot* owner = nullptr;        // the connection that waits for it; none: nobody
   bool taken_back = false;              // no helper has had it; it is delivered all the same
   std::uint64_t position = 0;           // in the queue
