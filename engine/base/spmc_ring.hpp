@@ -10,12 +10,12 @@
 
 namespace percore::base {
 
-// A bounded lock-free ring of pointers: one producer, many consumers. Each cell carries a sequence number that says
-// whose turn it is (Vyukov's bounded queue), so the producer needs no read-modify-write and consumers contend only on
-// the head. The ring owns nothing.
+// A bounded lock-free ring of pointers: one producer, many consumers. Each cell carries a sequence number
+// that says whose turn it is (Vyukov's bounded queue), so the producer needs no read-modify-write and
+// consumers contend only on the head. The ring owns nothing.
 //
-// The producer may take back what it has pushed as long as no consumer has it: the pointer in the cell, not the cell's
-// turn, is what the two compete for. A consumer passes over cells that were emptied in this way.
+// The producer may take back what it has pushed as long as no consumer has it: the pointer in the cell, not
+// the cell's turn, is what the two compete for. A consumer passes over cells that were emptied in this way.
 template <class T>
 class spmc_ring {
  public:
@@ -33,7 +33,8 @@ class spmc_ring {
     if (target.turn.load(std::memory_order_acquire) != tail) return false;
     target.value.store(value, std::memory_order_relaxed);
     position = tail;
-    // seq_cst, not just release: paired with a consumer that announces its sleep and then looks at empty() (see pool.hpp).
+    // seq_cst, not just release: paired with a consumer that announces its sleep and then looks at empty()
+    // (see pool.hpp).
     target.turn.store(tail + 1, std::memory_order_seq_cst);
     tail_.store(tail + 1, std::memory_order_relaxed);
     return true;
@@ -62,8 +63,8 @@ class spmc_ring {
     }
   }
 
-  // Any thread. May call an emptied cell something; never calls nothing what was pushed before in the single order of
-  // sequentially consistent operations and is not taken yet.
+  // Any thread. May call an emptied cell something; never calls nothing what was pushed before in the single
+  // order of sequentially consistent operations and is not taken yet.
   [[nodiscard]] bool empty() const noexcept {
     for (;;) {
       const std::uint64_t head = head_.load(std::memory_order_seq_cst);

@@ -9,7 +9,9 @@ namespace percore::engine {
 
 namespace {
 
-constexpr std::int64_t to_ns(std::uint32_t ms) noexcept { return std::int64_t{ms} * 1'000'000; }
+constexpr std::int64_t to_ns(std::uint32_t ms) noexcept {
+  return std::int64_t{ms} * 1'000'000;
+}
 
 }  // namespace
 
@@ -32,7 +34,8 @@ void slot::start_blocking() noexcept {
   std::uint32_t patience_ms = listener->handshake_timeout_ms;
   if (!listener->tls) {
     patience_ms = read_timeout_ms;
-    if (patience_ms == 0 || (idle_timeout_ms != 0 && idle_timeout_ms < patience_ms)) patience_ms = idle_timeout_ms;
+    if (patience_ms == 0 || (idle_timeout_ms != 0 && idle_timeout_ms < patience_ms))
+      patience_ms = idle_timeout_ms;
   }
   arm_read_deadline(patience_ms);
   if (readable || !listener->wait_for_client) {
@@ -42,7 +45,8 @@ void slot::start_blocking() noexcept {
   }
 }
 
-// Something can be read, or that is to be found out: in a shutdown, or of a client that has sent with its handshake.
+// Something can be read, or that is to be found out: in a shutdown, or of a client that has sent with its
+// handshake.
 void slot::blocking_event() noexcept {
   if (phase != slot_phase::waiting) return;
   if (listener->wait_for_client) {
@@ -89,8 +93,8 @@ void slot::blocking_event() noexcept {
 // Ends the connection for both sides at once, under whoever waits for the descriptor; the descriptor stays.
 void slot::sever() noexcept {
   if (fd < 0) return;
-  // Takes TCP apart with a RST (connect(2)), where a shutdown would let the peer take it for a clean end. Linux refuses
-  // it for unix sockets, and since 6.4 while a thread is inside recv.
+  // Takes TCP apart with a RST (connect(2)), where a shutdown would let the peer take it for a clean end.
+  // Linux refuses it for unix sockets, and since 6.4 while a thread is inside recv.
   sockaddr nobody{};
   nobody.sa_family = AF_UNSPEC;
   if (sys::connect(fd, &nobody, sizeof nobody) < 0) (void)sys::shutdown(fd, SHUT_RDWR);
@@ -99,7 +103,8 @@ void slot::sever() noexcept {
 void slot::interrupt_blocking(int reason) noexcept {
   int none = 0;
   // Release: who reads it also sees that the socket is shut down for a reason; the first reason stands.
-  (void)blocked->interrupted.compare_exchange_strong(none, reason, std::memory_order_release, std::memory_order_relaxed);
+  (void)blocked->interrupted.compare_exchange_strong(none, reason, std::memory_order_release,
+                                                     std::memory_order_relaxed);
   sever();
 }
 
@@ -132,7 +137,8 @@ void slot::blocking_is_back() noexcept {
     ++counters.of(job.failure);
     if (core->on_tls_failure) core->on_tls_failure(job.failure, job.failure_reason, peer);
   }
-  if (job.interrupted.load(std::memory_order_relaxed) == static_cast<int>(errc::shutting_down)) ++counters.halted;
+  if (job.interrupted.load(std::memory_order_relaxed) == static_cast<int>(errc::shutting_down))
+    ++counters.halted;
   resetting = resetting || job.reset;
   delete std::exchange(blocked, nullptr);
   close_descriptor();

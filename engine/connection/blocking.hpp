@@ -18,7 +18,8 @@ namespace percore::engine {
 
 // A connection of a blocking handler on its way to a helper and back.
 struct blocking_job : detail::job {
-  // Set by the core while the helper works: why all of its operations fail from now on; 0: they do not. errc or -errno.
+  // Set by the core while the helper works: why all of its operations fail from now on; 0: they do not. errc
+  // or -errno.
   std::atomic<int> interrupted{0};
 
   // What the helper leaves for the core, which counts it.
@@ -37,8 +38,8 @@ struct blocking_job : detail::job {
   std::exception_ptr exception;
 };
 
-// What a blocking_connection stands for: the socket, a buffer and the time limits of one connection, on the helper's
-// thread. Reads nothing of the slot but what does not change while the helper has it.
+// What a blocking_connection stands for: the socket, a buffer and the time limits of one connection, on the
+// helper's thread. Reads nothing of the slot but what does not change while the helper has it.
 class blocking_session {
  public:
   blocking_session(blocking_job& job, helpers::helper& self);
@@ -106,7 +107,7 @@ class blocking_session {
   std::size_t end_ = 0;
   std::size_t view_ = 0;
   std::size_t target_done_ = 0;
-  std::int64_t read_limit_ns_ = 0;      // of the operation that runs
+  std::int64_t read_limit_ns_ = 0;       // of the operation that runs
   std::int64_t handshake_limit_ns_ = 0;  // 0: none runs
   bool in_message_ = false;  // the operation that runs has something of a message: a drain lets it finish
   bool end_seen_ = false;

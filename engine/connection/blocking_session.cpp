@@ -31,7 +31,9 @@ blocking_session::blocking_session(blocking_job& job, helpers::helper& self)
       core_(*job.owner->core),
       fd_(job.owner->fd) {}
 
-blocking_session::~blocking_session() { close_tls(); }
+blocking_session::~blocking_session() {
+  close_tls();
+}
 
 void blocking_session::run() noexcept {
   if (config_.tls && !handshake(config_.tls)) return;
@@ -68,7 +70,7 @@ bool blocking_session::alive() noexcept {
 
 void blocking_session::io_failed(int result) noexcept {
   if (!alive()) return;  // it was the core that has shut the socket down
-  job_.reset = true;     // bytes that were accepted may be lost: the peer must not take the end for a clean one
+  job_.reset = true;  // bytes that were accepted may be lost: the peer must not take the end for a clean one
   if (result == -ECONNRESET || result == -EPIPE) {
     ++job_.resets_received;
     (void)end(static_cast<int>(errc::connection_reset));
@@ -84,7 +86,8 @@ std::error_code blocking_session::error() const noexcept {
 
 // Waiting ---------------------------------------------------------------------------------------------------
 
-// Until the socket is ready, or the core drains and nothing of a message is there yet. False: it took too long.
+// Until the socket is ready, or the core drains and nothing of a message is there yet. False: it took too
+// long.
 bool blocking_session::wait(direction which, std::int64_t limit_ns) noexcept {
   const bool in = which == direction::in;
   std::array<pollfd, 2> entries{pollfd{fd_, static_cast<short>(in ? POLLIN : POLLOUT), 0},
@@ -246,7 +249,8 @@ bytes_view blocking_session::read_until(std::string_view delimiter, std::size_t 
       const std::byte* first = buffer_ + begin_;
       const void* found = ::memmem(first + searched, window - searched, delimiter.data(), delimiter.size());
       if (found != nullptr) {
-        return take(static_cast<std::size_t>(static_cast<const std::byte*>(found) - first) + delimiter.size());
+        return take(static_cast<std::size_t>(static_cast<const std::byte*>(found) - first) +
+                    delimiter.size());
       }
       searched = window - delimiter.size() + 1;
     }
@@ -263,7 +267,8 @@ bytes_view blocking_session::read_until(std::string_view delimiter, std::size_t 
 
 void blocking_session::unread(std::size_t count) {
   if (count > view_) {
-    throw std::length_error("percore: unread() of more bytes than the last view holds, or after it has ended");
+    throw std::length_error(
+        "percore: unread() of more bytes than the last view holds, or after it has ended");
   }
   view_ -= count;
   begin_ -= count;
@@ -306,22 +311,46 @@ void blocking_session::reset() noexcept {
 
 namespace percore {
 
-bytes_view blocking_connection::read() { return session_->read(); }
-std::size_t blocking_connection::read(std::span<std::byte> target) { return session_->read_into(target); }
-bool blocking_connection::read_full(std::span<std::byte> target) { return session_->read_full(target); }
+bytes_view blocking_connection::read() {
+  return session_->read();
+}
+std::size_t blocking_connection::read(std::span<std::byte> target) {
+  return session_->read_into(target);
+}
+bool blocking_connection::read_full(std::span<std::byte> target) {
+  return session_->read_full(target);
+}
 bytes_view blocking_connection::read_until(std::string_view delimiter, std::size_t limit) {
   return session_->read_until(delimiter, limit);
 }
-void blocking_connection::unread(std::size_t count) { session_->unread(count); }
-std::size_t blocking_connection::buffered_bytes() const noexcept { return session_->buffered(); }
-std::size_t blocking_connection::bytes_of_failed_read() const noexcept { return session_->bytes_of_failed_read(); }
+void blocking_connection::unread(std::size_t count) {
+  session_->unread(count);
+}
+std::size_t blocking_connection::buffered_bytes() const noexcept {
+  return session_->buffered();
+}
+std::size_t blocking_connection::bytes_of_failed_read() const noexcept {
+  return session_->bytes_of_failed_read();
+}
 
-bool blocking_connection::write(bytes_view data) { return session_->write({&data, 1}, false); }
-bool blocking_connection::write(std::span<const bytes_view> pieces) { return session_->write(pieces, false); }
-bool blocking_connection::write_last(bytes_view data) { return session_->write({&data, 1}, true); }
-void blocking_connection::shutdown_write() { session_->shutdown_write(); }
-void blocking_connection::reset() noexcept { session_->reset(); }
-std::error_code blocking_connection::error() const noexcept { return session_->error(); }
+bool blocking_connection::write(bytes_view data) {
+  return session_->write({&data, 1}, false);
+}
+bool blocking_connection::write(std::span<const bytes_view> pieces) {
+  return session_->write(pieces, false);
+}
+bool blocking_connection::write_last(bytes_view data) {
+  return session_->write({&data, 1}, true);
+}
+void blocking_connection::shutdown_write() {
+  session_->shutdown_write();
+}
+void blocking_connection::reset() noexcept {
+  session_->reset();
+}
+std::error_code blocking_connection::error() const noexcept {
+  return session_->error();
+}
 
 bool blocking_connection::start_tls(const tls_context& context, buffered_plaintext policy) {
   if (context.role() != tls_role::server) {
@@ -367,16 +396,29 @@ void blocking_connection::set_deadline(std::chrono::steady_clock::time_point whe
   session_->deadline_ns = std::chrono::nanoseconds(when.time_since_epoch()).count();
 }
 
-address blocking_connection::peer_address() const noexcept { return session_->connection().peer; }
-address blocking_connection::local_address() const noexcept { return session_->connection().local_address(); }
-server& blocking_connection::owner() const noexcept { return *session_->connection().core->owner; }
-unsigned blocking_connection::core_index() const noexcept { return session_->connection().core->index; }
-std::size_t blocking_connection::listener() const noexcept { return session_->connection().listener->index; }
+address blocking_connection::peer_address() const noexcept {
+  return session_->connection().peer;
+}
+address blocking_connection::local_address() const noexcept {
+  return session_->connection().local_address();
+}
+server& blocking_connection::owner() const noexcept {
+  return *session_->connection().core->owner;
+}
+unsigned blocking_connection::core_index() const noexcept {
+  return session_->connection().core->index;
+}
+std::size_t blocking_connection::listener() const noexcept {
+  return session_->connection().listener->index;
+}
 bool blocking_connection::server_stopping() const noexcept {
   return session_->connection().core->stop_requested->load(std::memory_order_relaxed);
 }
-int blocking_connection::fd() const noexcept { return session_->connection().fd; }
-std::error_code blocking_connection::set_option(int level, int name, const void* value, std::size_t bytes) noexcept {
+int blocking_connection::fd() const noexcept {
+  return session_->connection().fd;
+}
+std::error_code blocking_connection::set_option(int level, int name, const void* value,
+                                                std::size_t bytes) noexcept {
   const int result = sys::setsockopt(fd(), level, name, value, static_cast<socklen_t>(bytes));
   return result >= 0 ? std::error_code{} : std::error_code(-result, std::system_category());
 }

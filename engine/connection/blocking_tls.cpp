@@ -1,5 +1,5 @@
-// TLS of blocking connections. The core's objects are for its thread only, so each helper has its own: a session works
-// with the BIO and the buffers of the helper that serves its connection from beginning to end.
+// TLS of blocking connections. The core's objects are for its thread only, so each helper has its own: a
+// session works with the BIO and the buffers of the helper that serves its connection from beginning to end.
 
 #include <algorithm>
 #include <exception>
@@ -64,11 +64,13 @@ void blocking_session::note_handshake(bool ok) noexcept {
     job_.cipher = SSL_CIPHER_get_cipher_nid(SSL_get_current_cipher(ssl));
     return;
   }
-  secure_->fail(tls_failure::peer_gone, "the connection was lost in mid-handshake");  // unless it has said more
+  secure_->fail(tls_failure::peer_gone,
+                "the connection was lost in mid-handshake");  // unless it has said more
   job_.handshake_failed = true;
   job_.failure = secure_->failure();
   job_.failure_reason = secure_->reason().data();
-  (void)end(static_cast<int>(secure_->failure() == tls_failure::timed_out ? errc::timed_out : errc::tls_failed));
+  (void)end(
+      static_cast<int>(secure_->failure() == tls_failure::timed_out ? errc::timed_out : errc::tls_failed));
 }
 
 bool blocking_session::start_tls(const tls_context& context, buffered_plaintext policy) {
@@ -148,7 +150,8 @@ bool blocking_session::write_encrypted(std::span<const bytes_view> pieces, bool 
     ++i;
     while (!rest.empty()) {
       const std::size_t size = std::min(rest.size(), batch_bytes);
-      if (!encrypt(rest.first(size), last || size < rest.size() || i < pieces.size() ? MSG_MORE : 0)) return false;
+      if (!encrypt(rest.first(size), last || size < rest.size() || i < pieces.size() ? MSG_MORE : 0))
+        return false;
       rest = rest.subspan(size);
     }
   }

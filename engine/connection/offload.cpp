@@ -63,11 +63,12 @@ bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
         self.go_on(on);
       }
     };
-    core->timers.insert(deadline_,
-                        loop::timer_wheel::tick_from(sys::monotonic_ns() + std::min(timeout_, longest).count()));
+    core->timers.insert(
+        deadline_, loop::timer_wheel::tick_from(sys::monotonic_ns() + std::min(timeout_, longest).count()));
   }
   // One that is not begun at once may wait long, and should hear of its peer's reset.
-  if (bound_to_ != nullptr && s->fd >= 0 && submitted != pool::submission::handed) (void)s->ensure_registered();
+  if (bound_to_ != nullptr && s->fd >= 0 && submitted != pool::submission::handed)
+    (void)s->ensure_registered();
   return true;
 }
 
@@ -154,7 +155,8 @@ void slot::piece_is_back(std::coroutine_handle<> waiter) noexcept {
 void slot::look_for_reset() noexcept {
   int error = 0;
   socklen_t size = sizeof error;
-  if (fd >= 0 && sys::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0) io_failed(-error);
+  if (fd >= 0 && sys::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0)
+    io_failed(-error);
 }
 
 }  // namespace engine

@@ -139,7 +139,8 @@ bool stall_watch::take_snapshot(watched& of) const noexcept {
     }
   }
   state wanted = state::wanted;
-  const bool unanswered = of.snapshot.now.compare_exchange_strong(wanted, state::idle, std::memory_order_acq_rel);
+  const bool unanswered =
+      of.snapshot.now.compare_exchange_strong(wanted, state::idle, std::memory_order_acq_rel);
   return !unanswered && of.which->steps() == of.step;
 }
 
@@ -170,7 +171,8 @@ void stall_watch::report(std::size_t index, std::int64_t duration_ns) {
   std::fprintf(stderr, "percore: core %zu has been kept for %lld ms by %s\n", told.core,
                static_cast<long long>(duration_ns / 1'000'000),
                told.in_handler ? ("the handler of " + told.peer.to_string() + " (listener " +
-                                  std::to_string(told.listener) + ")").c_str()
+                                  std::to_string(told.listener) + ")")
+                                     .c_str()
                                : "something that is no handler");
   for (const std::string& frame : told.symbols) std::fprintf(stderr, "percore:   %s\n", frame.c_str());
 }

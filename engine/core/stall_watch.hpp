@@ -18,8 +18,8 @@ namespace percore::engine {
 
 class core;
 
-// Filled in by the signal handler on a core's own thread, and only when it was asked to: then nothing else runs there,
-// so that it may look at what belongs to the core.
+// Filled in by the signal handler on a core's own thread, and only when it was asked to: then nothing else
+// runs there, so that it may look at what belongs to the core.
 struct stall_snapshot {
   enum class state : std::uint32_t { idle, wanted, filled };
   std::atomic<state> now{state::idle};
@@ -32,8 +32,8 @@ struct stall_snapshot {
   std::array<void*, 64> frames{};
 };
 
-// A thread that looks at each core's count of steps. The same odd number for longer than the threshold means that one
-// handler has been running since.
+// A thread that looks at each core's count of steps. The same odd number for longer than the threshold means
+// that one handler has been running since.
 class stall_watch {
  public:
   stall_watch(const stall_options& options, const std::string& thread_name);
@@ -55,8 +55,8 @@ class stall_watch {
     pid_t thread = 0;
     stall_snapshot snapshot;
     base::counter stalls;
-    std::uint64_t step = 0;       // as last seen
-    std::int64_t since_ns = 0;    // when it was seen first
+    std::uint64_t step = 0;     // as last seen
+    std::int64_t since_ns = 0;  // when it was seen first
     bool noted = false;
     std::int64_t reported_ns = 0;
     std::uint64_t unreported = 0;

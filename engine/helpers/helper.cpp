@@ -57,8 +57,8 @@ bool pool::rest(helper& self) noexcept {
   const std::uint64_t bit = std::uint64_t{1} << (self.number_ % bits);
   std::atomic<std::uint64_t>& idle = idle_[self.number_ / bits];
   idle.fetch_or(bit, std::memory_order_seq_cst);
-  // Back to work when the queue is not empty after all. Unless the bit is gone: then the core has claimed this helper,
-  // and its word must be waited for, lest it be taken for the answer to the next sleep.
+  // Back to work when the queue is not empty after all. Unless the bit is gone: then the core has claimed
+  // this helper, and its word must be waited for, lest it be taken for the answer to the next sleep.
   if (!queue_.empty() && (idle.fetch_and(~bit, std::memory_order_seq_cst) & bit) != 0) return true;
   std::uint32_t told = self.told_.load(std::memory_order_acquire);
   for (; told == helper::none; told = self.told_.load(std::memory_order_acquire)) {

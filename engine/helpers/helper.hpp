@@ -18,18 +18,20 @@ namespace percore::helpers {
 
 class pool;
 
-// One helper thread of a core, and what it has to itself. The object stays when the thread retires and serves the next
-// thread of the same number, so that what it has counted is not lost.
+// One helper thread of a core, and what it has to itself. The object stays when the thread retires and serves
+// the next thread of the same number, so that what it has counted is not lost.
 class alignas(base::cache_line_bytes) helper {
  public:
   explicit helper(unsigned number) noexcept : number_(number) {}
   helper(const helper&) = delete;
   helper& operator=(const helper&) = delete;
 
-  // For jobs, on this thread: memory of TLS's, made when it is first needed. Throws std::bad_alloc, or tls_error.
+  // For jobs, on this thread: memory of TLS's, made when it is first needed. Throws std::bad_alloc, or
+  // tls_error.
   tls::core_state& tls();
 
-  // A buffer for the connection that is served here; `bytes` is the same with each call. Throws std::bad_alloc.
+  // A buffer for the connection that is served here; `bytes` is the same with each call. Throws
+  // std::bad_alloc.
   std::byte* buffer(std::size_t bytes) {
     if (buffer_ == nullptr) buffer_.reset(new std::byte[bytes]);
     return buffer_.get();

@@ -22,8 +22,8 @@ constexpr std::int64_t retry_ns = 100'000'000;
 
 constexpr std::int64_t shortest_check_ns = 1'000'000;
 
-// Jobs that wait for room in the queue move up when one comes back. When what was in the queue was withdrawn, none
-// does: then after this time.
+// Jobs that wait for room in the queue move up when one comes back. When what was in the queue was withdrawn,
+// none does: then after this time.
 constexpr std::int64_t look_again_ns = 1'000'000;
 
 }  // namespace
@@ -198,7 +198,8 @@ helper* pool::free_helper() noexcept {
 }
 
 bool pool::spawn(std::int64_t now_ns) noexcept {
-  if (settings_.cap != nullptr && settings_.cap->alive.fetch_add(1, std::memory_order_relaxed) >= settings_.cap->most) {
+  if (settings_.cap != nullptr &&
+      settings_.cap->alive.fetch_add(1, std::memory_order_relaxed) >= settings_.cap->most) {
     settings_.cap->alive.fetch_sub(1, std::memory_order_relaxed);
     arm(now_ns + retry_ns);  // another core may need its own no longer
     return false;
@@ -210,7 +211,8 @@ bool pool::spawn(std::int64_t now_ns) noexcept {
     made->told_.store(helper::none, std::memory_order_relaxed);
     made->ended_.store(false, std::memory_order_relaxed);
     made->last_used_ns_.store(now_ns, std::memory_order_relaxed);
-    // It begins on the CPU of its turn, preferred ones first; where it goes from there is the scheduler's to say.
+    // It begins on the CPU of its turn, preferred ones first; where it goes from there is the scheduler's to
+    // say.
     std::vector<unsigned> first;
     if (!settings_.cpus.empty()) first.push_back(settings_.cpus[made->number_ % settings_.cpus.size()]);
     result = sys::start_thread(made->thread_, thread_body, note, first, settings_.stack_bytes);
@@ -242,7 +244,8 @@ void pool::arm(std::int64_t at_ns) noexcept {
   timers_.insert(timer_, tick);
 }
 
-// Retires what has been idle for the lifetime, the highest numbers first; starts what could not be started before.
+// Retires what has been idle for the lifetime, the highest numbers first; starts what could not be started
+// before.
 void pool::look_after(std::int64_t now_ns) noexcept {
   if (ending_) return;
   refill(now_ns);
@@ -304,7 +307,8 @@ unsigned pool::end(std::int64_t deadline_ns) noexcept {
   }
   join_ended();
   unsigned still_there = 0;
-  for (unsigned i = 0; i < made_.load(std::memory_order_relaxed); ++i) still_there += helpers_[i]->joinable_ ? 1 : 0;
+  for (unsigned i = 0; i < made_.load(std::memory_order_relaxed); ++i)
+    still_there += helpers_[i]->joinable_ ? 1 : 0;
   return still_there;
 }
 
@@ -349,7 +353,8 @@ helper_stats pool::stats() const noexcept {
 
 std::uint64_t pool::bytes_received() const noexcept {
   std::uint64_t sum = 0;
-  for (unsigned i = 0; i < made_.load(std::memory_order_acquire); ++i) sum += helpers_[i]->bytes_received.get();
+  for (unsigned i = 0; i < made_.load(std::memory_order_acquire); ++i)
+    sum += helpers_[i]->bytes_received.get();
   return sum;
 }
 

@@ -42,22 +42,23 @@ struct pool_settings {
 
 inline constexpr unsigned most_helpers = 4096;
 
-// The helper threads of one core and the queue to them. The core's thread is the only one that submits, starts helpers,
-// wakes them and ends them; the helpers take jobs, run them and give them back through the core's mailbox. There is no
-// lock between them.
+// The helper threads of one core and the queue to them. The core's thread is the only one that submits,
+// starts helpers, wakes them and ends them; the helpers take jobs, run them and give them back through the
+// core's mailbox. There is no lock between them.
 //
-// Who sleeps. A helper that finds the queue empty sets its bit in `idle_`, looks at the queue again, and only then
-// sleeps. The core pushes first and looks at `idle_` then; a bit that it finds it clears (it alone clears the bits of
-// others), and only then it tells and wakes that helper. All four steps are sequentially consistent operations: in
-// their single order either the helper's bit comes before the core's look, and the core wakes it, or the core's push
-// comes before the helper's second look, and the helper takes its bit back; if it finds the bit gone, the core has
-// claimed it meanwhile and a word for it is on the way. So no job waits while a helper sleeps, a helper that is awake
-// is never woken, and none sleeps through a word.
+// Who sleeps. A helper that finds the queue empty sets its bit in `idle_`, looks at the queue again, and only
+// then sleeps. The core pushes first and looks at `idle_` then; a bit that it finds it clears (it alone
+// clears the bits of others), and only then it tells and wakes that helper. All four steps are sequentially
+// consistent operations: in their single order either the helper's bit comes before the core's look, and the
+// core wakes it, or the core's push comes before the helper's second look, and the helper takes its bit back;
+// if it finds the bit gone, the core has claimed it meanwhile and a word for it is on the way. So no job
+// waits while a helper sleeps, a helper that is awake is never woken, and none sleeps through a word.
 //
-// The lowest bit is taken first, so that the same few helpers stay in use and the others can be seen to be idle. Those
-// are ended by the core: it clears the bit as if to wake the helper, and if the queue is still empty tells it to end. A
-// helper never retires by itself, hence never between the core's look at it and a job's arrival; and since nobody else
-// pushes, a queue that is empty once the bit is the core's holds nothing that only this helper knows of.
+// The lowest bit is taken first, so that the same few helpers stay in use and the others can be seen to be
+// idle. Those are ended by the core: it clears the bit as if to wake the helper, and if the queue is still
+// empty tells it to end. A helper never retires by itself, hence never between the core's look at it and a
+// job's arrival; and since nobody else pushes, a queue that is empty once the bit is the core's holds nothing
+// that only this helper knows of.
 class pool : public std::enable_shared_from_this<pool> {
  public:
   enum class submission {
@@ -93,10 +94,11 @@ class pool : public std::enable_shared_from_this<pool> {
   // Takes back a job that no helper has had, for a pool that ends at once; nullptr: none.
   detail::job* take_back() noexcept;
 
-  // Tells all helpers to end when the queue is empty, and waits until they have, at most until `deadline_ns`. The number
-  // of those that have not.
+  // Tells all helpers to end when the queue is empty, and waits until they have, at most until `deadline_ns`.
+  // The number of those that have not.
   unsigned end(std::int64_t deadline_ns) noexcept;
-  // Leaves those to themselves. The last one to come back releases `memory`, which is what their jobs may touch.
+  // Leaves those to themselves. The last one to come back releases `memory`, which is what their jobs may
+  // touch.
   void abandon(std::shared_ptr<void> memory) noexcept;
   // Calls f(served slot or nullptr, ns since it began) for each helper with a job.
   template <class F>
@@ -163,12 +165,13 @@ class pool : public std::enable_shared_from_this<pool> {
   unsigned spawned_in_turn_ = 0;
   std::uint64_t started_ = 0;
   housekeeping timer_;
-  base::counter alive_now_, most_alive_, spawned_, retired_, refused_, most_queued_, submitted_, full_, cancelled_,
-      woken_;
+  base::counter alive_now_, most_alive_, spawned_, retired_, refused_, most_queued_, submitted_, full_,
+      cancelled_, woken_;
 
   alignas(base::cache_line_bytes) std::array<std::atomic<std::uint64_t>, most_helpers / bits> idle_{};
-  alignas(base::cache_line_bytes) std::atomic<std::uint64_t> begun_{0};  // threads that have come to look for work
-  std::atomic<std::uint32_t> left_{0};                                   // threads that have ended
+  alignas(base::cache_line_bytes) std::atomic<std::uint64_t> begun_{
+      0};                               // threads that have come to look for work
+  std::atomic<std::uint32_t> left_{0};  // threads that have ended
 
   std::mutex leaving_;  // held for moments, and only by who ends
   std::shared_ptr<void> memory_;

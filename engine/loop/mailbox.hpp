@@ -14,8 +14,8 @@
 
 namespace percore::detail {
 
-// How other threads reach a core: messages, what helpers give back, urgent signals, and a wake-up when it sleeps. Shared by the core and all
-// connection handles, so it may outlive the core; it then answers `stopped`.
+// How other threads reach a core: messages, what helpers give back, urgent signals, and a wake-up when it sleeps. Shared
+// by the core and all connection handles, so it may outlive the core; it then answers `stopped`.
 //
 // A core that is awake is never woken: before it blocks it sets `sleeping_` and looks at the ring and the signals
 // once more, and a producer publishes before it looks at `sleeping_`. Both sides use sequentially consistent

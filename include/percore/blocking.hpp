@@ -28,15 +28,17 @@ namespace engine {
 class blocking_session;
 }
 
-// A connection as a blocking handler has it, for as long as the handler runs and on its thread only. Every call waits
-// until it is done, under the timeouts of the listener, which start anew with each call; a deadline, if set, limits all
-// calls together. While it waits it keeps one helper thread (helper_options::most_per_core) and no core.
+// A connection as a blocking handler has it, for as long as the handler runs and on its thread only. Every
+// call waits until it is done, under the timeouts of the listener, which start anew with each call; a
+// deadline, if set, limits all calls together. While it waits it keeps one helper thread
+// (helper_options::most_per_core) and no core.
 //
-// Peers' faults are values, as with `connection`: reads answer an empty view, 0 or false, writes answer false, and
-// error() tells why.
+// Peers' faults are values, as with `connection`: reads answer an empty view, 0 or false, writes answer
+// false, and error() tells why.
 class blocking_connection {
  public:
-  explicit blocking_connection(engine::blocking_session& session) noexcept : session_(&session) {}  // for the engine
+  explicit blocking_connection(engine::blocking_session& session) noexcept
+      : session_(&session) {}  // for the engine
   blocking_connection(const blocking_connection&) = delete;
   blocking_connection& operator=(const blocking_connection&) = delete;
 
@@ -66,8 +68,9 @@ class blocking_connection {
   [[nodiscard]] std::error_code error() const noexcept;
 
   // --- TLS -------------------------------------------------------------------------------------------------
-  // As connection::start_tls. Each helper thread makes OpenSSL objects of its own from the context when it first meets
-  // it, so few long-lived helpers are better than many. tls_options::kernel does not apply: OpenSSL encrypts.
+  // As connection::start_tls. Each helper thread makes OpenSSL objects of its own from the context when it
+  // first meets it, so few long-lived helpers are better than many. tls_options::kernel does not apply:
+  // OpenSSL encrypts.
   bool start_tls(const tls_context& context, buffered_plaintext policy = buffered_plaintext::refuse);
   [[nodiscard]] std::optional<tls_info> tls() const;
   [[nodiscard]] std::vector<tls_peer_certificate> peer_certificates() const;
@@ -90,8 +93,9 @@ class blocking_connection {
   [[nodiscard]] std::size_t listener() const noexcept;
   [[nodiscard]] bool server_stopping() const noexcept;
 
-  // The descriptor, for libraries that want a plain blocking socket: calls on it wait, without the timeouts above. It
-  // belongs to the engine and must not be closed; a halt and the lifetime timeout shut it down, so that calls on it end.
+  // The descriptor, for libraries that want a plain blocking socket: calls on it wait, without the timeouts
+  // above. It belongs to the engine and must not be closed; a halt and the lifetime timeout shut it down, so
+  // that calls on it end.
   [[nodiscard]] int fd() const noexcept;
   std::error_code set_option(int level, int name, const void* value, std::size_t bytes) noexcept;
 
@@ -106,7 +110,9 @@ enum class handler_start : bool {
 };
 
 template <class F>
-concept blocking_function = std::is_invocable_r_v<void, const std::decay_t<F>&, blocking_connection&>;
+concept blocking_function = std::is_invocable_r_v < void,
+        const std::decay_t<F>
+&, blocking_connection& > ;
 
 namespace detail {
 
@@ -115,7 +121,8 @@ class blocking_handler {
   blocking_handler() noexcept = default;
   template <class F>
   explicit blocking_handler(std::in_place_t, F&& f)
-      : object_(std::make_shared<std::decay_t<F>>(std::forward<F>(f))), call_([](const void* object, blocking_connection& c) {
+      : object_(std::make_shared<std::decay_t<F>>(std::forward<F>(f))),
+        call_([](const void* object, blocking_connection& c) {
           (*static_cast<const std::decay_t<F>*>(object))(c);
         }) {}
   explicit operator bool() const noexcept { return call_ != nullptr; }
@@ -128,14 +135,16 @@ class blocking_handler {
 
 }  // namespace detail
 
-// For server::listen: `server.listen(addr, percore::blocking([](percore::blocking_connection& conn) { ... }))`.
+// For server::listen: `server.listen(addr, percore::blocking([](percore::blocking_connection& conn) { ...
+// }))`.
 struct blocking_listener {
   detail::blocking_handler handler;
   handler_start start;
 };
 
-// One function object serves all connections, many at a time on many threads: its call must be const. The connection is
-// closed when it returns, after what was written has been sent; when it throws, with a count in stats().handler_errors.
+// One function object serves all connections, many at a time on many threads: its call must be const. The
+// connection is closed when it returns, after what was written has been sent; when it throws, with a count in
+// stats().handler_errors.
 template <blocking_function F>
 blocking_listener blocking(F&& f, handler_start start = handler_start::client_speaks) {
   return {detail::blocking_handler(std::in_place, std::forward<F>(f)), start};

@@ -17,8 +17,8 @@ namespace percore {
 
 class connection;
 
-// What a call on a helper has come to: its value, or why it was not made. What it has thrown is thrown where it is
-// awaited. As a condition: whether it was made.
+// What a call on a helper has come to: its value, or why it was not made. What it has thrown is thrown where
+// it is awaited. As a condition: whether it was made.
 template <class T>
 class [[nodiscard]] offloaded {
  public:
@@ -64,7 +64,8 @@ class offload_token {
 
 namespace detail {
 
-// The part of an offloaded call that does not depend on its type. Lies in the frame of the coroutine that waits.
+// The part of an offloaded call that does not depend on its type. Lies in the frame of the coroutine that
+// waits.
 class offload_piece : protected job {
  public:
   offload_piece(const offload_piece&) = delete;
@@ -104,9 +105,10 @@ class offload_piece : protected job {
 };
 
 template <class F>
-using offload_result = typename std::conditional_t<std::is_invocable_v<std::remove_reference_t<F>&, const offload_token&>,
-                                                   std::invoke_result<std::remove_reference_t<F>&, const offload_token&>,
-                                                   std::invoke_result<std::remove_reference_t<F>&>>::type;
+using offload_result =
+    typename std::conditional_t<std::is_invocable_v<std::remove_reference_t<F>&, const offload_token&>,
+                                std::invoke_result<std::remove_reference_t<F>&, const offload_token&>,
+                                std::invoke_result<std::remove_reference_t<F>&>>::type;
 
 template <class F>
 class [[nodiscard("co_await it")]] offload_awaiter : private offload_piece {
@@ -114,18 +116,24 @@ class [[nodiscard("co_await it")]] offload_awaiter : private offload_piece {
   using result = offload_result<F>;
   static constexpr bool is_temporary = std::is_rvalue_reference_v<F>;
   static_assert(!is_temporary || std::is_trivially_destructible_v<function>,
-                "offload takes a named function object, or a temporary one without destructor: in a co_await expression "
+                "offload takes a named function object, or a temporary one without destructor: in a co_await "
+                "expression "
                 "g++ 12 destroys others twice");
-  static_assert(!std::is_reference_v<result>, "an offloaded call returns a value; for a reference return a pointer");
+  static_assert(!std::is_reference_v<result>,
+                "an offloaded call returns a value; for a reference return a pointer");
 
  public:
-  offload_awaiter(connection* bound_to, F f, std::chrono::nanoseconds timeout) noexcept
+  offload_awaiter(connection * bound_to, F f, std::chrono::nanoseconds timeout) noexcept
       : offload_piece(bound_to, timeout), function_(hold(static_cast<F>(f))) {
     work = [](job& base, helpers::helper&) noexcept { static_cast<offload_awaiter&>(base).call(); };
   }
 
-  bool await_ready() const noexcept { return false; }
-  bool await_suspend(std::coroutine_handle<> waiter) noexcept { return submit(waiter); }
+  bool await_ready() const noexcept {
+    return false;
+  }
+  bool await_suspend(std::coroutine_handle<> waiter) noexcept {
+    return submit(waiter);
+  }
   offloaded<result> await_resume() {
     if (exception_) std::rethrow_exception(std::exchange(exception_, nullptr));
     if constexpr (std::is_void_v<result>) {
@@ -206,21 +214,23 @@ bool submit_detached(std::unique_ptr<detached_job> call) noexcept;
 
 }  // namespace detail
 
-// As connection::offload, for code that has no connection at hand: a coroutine that runs on a core's thread. The end of
-// the connection whose handler it may belong to does not cancel it; a halt and the end of a shutdown's grace do
-// (errc::shutting_down).
+// As connection::offload, for code that has no connection at hand: a coroutine that runs on a core's thread.
+// The end of the connection whose handler it may belong to does not cancel it; a halt and the end of a
+// shutdown's grace do (errc::shutting_down).
 template <class F>
 auto offload(F&& f, std::chrono::nanoseconds timeout = std::chrono::nanoseconds{0}) noexcept {
   return detail::offload_awaiter<F&&>(nullptr, static_cast<F&&>(f), timeout);
 }
 
-// Runs f() on a helper thread of the core whose thread calls this, and lets nobody wait for it. f is moved or copied. A
-// shutdown waits for it; a halt, and the end of a shutdown's grace, drop those that have not begun. False when it will
-// not run: the queue is full (helper_options::at_full) or the core has ended. What it throws is counted and reported as
-// if it had left a handler (server_options::on_exception). Throws std::bad_alloc. It is destroyed on the core's thread.
+// Runs f() on a helper thread of the core whose thread calls this, and lets nobody wait for it. f is moved or
+// copied. A shutdown waits for it; a halt, and the end of a shutdown's grace, drop those that have not begun.
+// False when it will not run: the queue is full (helper_options::at_full) or the core has ended. What it
+// throws is counted and reported as if it had left a handler (server_options::on_exception). Throws
+// std::bad_alloc. It is destroyed on the core's thread.
 template <class F>
 bool offload_detached(F&& f) {
-  return detail::submit_detached(std::make_unique<detail::detached_call<std::decay_t<F>>>(std::forward<F>(f)));
+  return detail::submit_detached(
+      std::make_unique<detail::detached_call<std::decay_t<F>>>(std::forward<F>(f)));
 }
 
 }  // namespace percore

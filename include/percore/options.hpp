@@ -44,8 +44,8 @@ struct stuck_helper {
   std::chrono::nanoseconds running{0};  // since it has begun
 };
 
-// The helper threads of each core, for what blocks or burns CPU: connection::offload and blocking handlers. Without such
-// work there are none. They are bound to the CPUs of core_placement::helper_cpus and named as their core's thread with
+// The helper threads of each core, for what blocks or burns CPU: connection::offload and blocking handlers. Without
+// such work there are none. They are bound to the CPUs of core_placement::helper_cpus and named as their core's thread with
 // ".0", ".1", ... behind it.
 struct helper_options {
   unsigned floor = 0;           // threads of each core that stay when they are idle
@@ -75,7 +75,7 @@ struct stall {
   address peer;
   std::chrono::nanoseconds duration{0};  // so far: it may go on
   std::vector<void*> frames;             // return addresses of the core's thread, the innermost first
-  std::vector<std::string> symbols;      // the same as text, as far as the program has names for them (link with -rdynamic)
+  std::vector<std::string> symbols;      // the same as text, with names if the program has them (link with -rdynamic)
   std::uint64_t unreported = 0;          // stalls of this core since its last report
 };
 

@@ -37,7 +37,7 @@ struct helper_stats {
   std::uint64_t full = 0;         // jobs that found the queue full, whether they then waited or were refused
   std::uint64_t cancelled = 0;    // jobs taken back before a helper had them
   std::uint64_t woken = 0;        // helpers that had to be woken for a job
-  time_histogram wait;            // from being submitted to a helper's beginning, in whole turns of the loop at the start
+  time_histogram wait;            // from the turn of the loop that submitted a job to a helper's beginning with it
   time_histogram run;             // on the helper
 
   helper_stats& operator+=(const helper_stats& other) noexcept;

@@ -6,8 +6,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <cstdint>
 #include <coroutine>
+#include <cstdint>
 #include <exception>
 #include <latch>
 #include <thread>
@@ -38,7 +38,8 @@ void offload_round_trip(benchmark::State& state) {
   options.placement.cores = 1;
   options.placement.respect_quota = false;
   percore::server server(options);
-  server.listen("127.0.0.1:0", [](percore::connection& conn) -> percore::task<> { (void)co_await conn.read(); });
+  server.listen("127.0.0.1:0",
+                [](percore::connection& conn) -> percore::task<> { (void)co_await conn.read(); });
   server.start();
   for (auto _ : state) {
     std::latch done(1);

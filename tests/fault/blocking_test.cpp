@@ -1,5 +1,5 @@
-// Blocking handlers and offloaded calls while the kernel fails at random: every byte of a connection that lives arrives
-// once and in order, and every connection ends.
+// Blocking handlers and offloaded calls while the kernel fails at random: every byte of a connection that
+// lives arrives once and in order, and every connection ends.
 #include <doctest/doctest.h>
 
 #include <array>
@@ -53,7 +53,8 @@ struct tally {
   std::atomic<std::size_t> wrong{0};   // bytes that are not what they should be
 };
 
-void exchange(const test_server& server, bool encrypted, std::size_t connections, unsigned seed, tally& seen) {
+void exchange(const test_server& server, bool encrypted, std::size_t connections, unsigned seed,
+              tally& seen) {
   const tls_profile profile;
   for (std::size_t c = 0; c < connections; ++c) {
     try {

@@ -52,7 +52,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: an echo of everything, over every wi
   });
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: read_until, read_full, read into memory, unread, pieces and the last write") {
+TEST_CASE_FIXTURE(clean_process,
+                  "blocking: read_until, read_full, read into memory, unread, pieces and the last write") {
   over_every_wire([](const wire& over) {
     channel<std::string> told;
     test_server server(blocking([&](blocking_connection& conn) {
@@ -110,7 +111,9 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a delimiter that does not come withi
   CHECK(peer.recv_to_end() == "ok");
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: no helper works for a client that says nothing, unless the server speaks first") {
+TEST_CASE_FIXTURE(
+    clean_process,
+    "blocking: no helper works for a client that says nothing, unless the server speaks first") {
   SUBCASE("the client speaks first") {
     test_server server(blocking(blocking_echo));
     std::vector<client> silent;
@@ -123,7 +126,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: no helper works for a client that sa
     CHECK(server.total().accepted == 1);
   }
   SUBCASE("the server speaks first") {
-    test_server server(blocking([](blocking_connection& conn) { conn.write("welcome"); }, handler_start::accepted));
+    test_server server(
+        blocking([](blocking_connection& conn) { conn.write("welcome"); }, handler_start::accepted));
     CHECK(server.connect().recv_to_end() == "welcome");
   }
 }
@@ -133,11 +137,13 @@ TEST_CASE_FIXTURE(clean_process, "blocking: handlers that sleep run side by side
   options.helpers.most_per_core = 20;
   event inside;
   event go;
-  test_server server(blocking([&](blocking_connection& conn) {
-                       inside.set();
-                       go.wait();
-                       conn.write("x");
-                     }, handler_start::accepted),
+  test_server server(blocking(
+                         [&](blocking_connection& conn) {
+                           inside.set();
+                           go.wait();
+                           conn.write("x");
+                         },
+                         handler_start::accepted),
                      options);
   std::vector<client> peers;
   for (int i = 0; i < 20; ++i) peers.push_back(server.connect());
@@ -157,8 +163,9 @@ TEST_CASE_FIXTURE(clean_process, "blocking: an exception closes the connection a
       reported.put(e.what());
     }
   };
-  test_server server(
-      blocking([](blocking_connection&) { throw std::runtime_error("in a helper"); }, handler_start::accepted), options);
+  test_server server(blocking([](blocking_connection&) { throw std::runtime_error("in a helper"); },
+                              handler_start::accepted),
+                     options);
   CHECK(server.connect().recv_to_end().empty());
   CHECK(reported.take() == "in a helper");
   CHECK(server.total().handler_errors == 1);
@@ -183,7 +190,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: the descriptor is a plain blocking o
   CHECK(peer.recv_to_end() == "ping");
 }
 
-// Time --------------------------------------------------------------------------------------------------------
+// Time
+// --------------------------------------------------------------------------------------------------------
 
 TEST_CASE_FIXTURE(clean_process, "blocking: time limits end what takes too long") {
   channel<std::error_code> errors;
@@ -245,8 +253,9 @@ TEST_CASE_FIXTURE(clean_process, "blocking: time limits end what takes too long"
       told.put(conn.error());
     };
   }
-  test_server server(blocking([&](blocking_connection& conn) { handler(conn, errors); }, handler_start::accepted), options,
-                     listening);
+  test_server server(
+      blocking([&](blocking_connection& conn) { handler(conn, errors); }, handler_start::accepted), options,
+      listening);
   client::options small;
   small.receive_buffer_bytes = 4096;
   client peer(server.where(), small);
@@ -255,11 +264,16 @@ TEST_CASE_FIXTURE(clean_process, "blocking: time limits end what takes too long"
   CHECK(server.total().timeouts >= 1);
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: a client that never speaks runs into the read timeout, on the core") {
+TEST_CASE_FIXTURE(clean_process,
+                  "blocking: a client that never speaks runs into the read timeout, on the core") {
   listen_options listening;
   ending expected = ending::fin;
-  SUBCASE("of reading") { listening.read_timeout = milliseconds(20); }
-  SUBCASE("of silence") { listening.idle_timeout = milliseconds(20); }
+  SUBCASE("of reading") {
+    listening.read_timeout = milliseconds(20);
+  }
+  SUBCASE("of silence") {
+    listening.idle_timeout = milliseconds(20);
+  }
   SUBCASE("of its lifetime") {
     listening.lifetime_timeout = milliseconds(20);
     expected = ending::reset;
@@ -271,16 +285,19 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a client that never speaks runs into
   CHECK(server.total().helpers.submitted == 0);
 }
 
-// Ends --------------------------------------------------------------------------------------------------------
+// Ends
+// --------------------------------------------------------------------------------------------------------
 
 TEST_CASE_FIXTURE(clean_process, "blocking: reset, and the peer's reset") {
   SUBCASE("ours") {
-    test_server server(blocking([](blocking_connection& conn) {
-      conn.reset();
-      CHECK_FALSE(conn.read());
-      CHECK_FALSE(conn.write("x"));
-      CHECK(conn.error() == errc::closed);
-    }, handler_start::accepted));
+    test_server server(blocking(
+        [](blocking_connection& conn) {
+          conn.reset();
+          CHECK_FALSE(conn.read());
+          CHECK_FALSE(conn.write("x"));
+          CHECK(conn.error() == errc::closed);
+        },
+        handler_start::accepted));
     client peer = server.connect();
     CHECK(peer.wait_for_end() == ending::reset);
   }
@@ -300,7 +317,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: reset, and the peer's reset") {
   }
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: a shutdown lets messages finish and wakes readers that wait for a new one") {
+TEST_CASE_FIXTURE(clean_process,
+                  "blocking: a shutdown lets messages finish and wakes readers that wait for a new one") {
   over_every_wire([](const wire& over) {
     channel<std::error_code> errors;
     event in_message;
@@ -331,7 +349,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a shutdown lets messages finish and 
   });
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: a shutdown closes clients that have not spoken, and serves those that have") {
+TEST_CASE_FIXTURE(clean_process,
+                  "blocking: a shutdown closes clients that have not spoken, and serves those that have") {
   server_options options = one_core();
   options.helpers.most_per_core = 1;
   event inside;
@@ -408,7 +427,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a halt and the end of a grace wake h
   }
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: a handler that never returns is reported, and halt does not hang on it") {
+TEST_CASE_FIXTURE(clean_process,
+                  "blocking: a handler that never returns is reported, and halt does not hang on it") {
   server_options options = one_core();
   options.helpers.patience = milliseconds(20);
   const std::size_t threads = running_threads();
@@ -422,12 +442,14 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a handler that never returns is repo
   // Nothing orders the thread that comes back late before the end of this test.
   static auto& state = *new late;
   {
-    test_server server(blocking([](blocking_connection& conn) {
-                         state.inside.set();
-                         state.go.wait();
-                         const bool written = conn.write("x");  // its memory is still there
-                         state.told = !written && conn.error() == errc::shutting_down;
-                       }, handler_start::accepted),
+    test_server server(blocking(
+                           [](blocking_connection& conn) {
+                             state.inside.set();
+                             state.go.wait();
+                             const bool written = conn.write("x");  // its memory is still there
+                             state.told = !written && conn.error() == errc::shutting_down;
+                           },
+                           handler_start::accepted),
                        options);
     client peer = server.connect();
     state.inside.wait();
@@ -480,7 +502,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a full queue makes connections wait,
   }
 }
 
-// TLS ---------------------------------------------------------------------------------------------------------
+// TLS
+// ---------------------------------------------------------------------------------------------------------
 
 TEST_CASE_FIXTURE(clean_process, "blocking: start_tls, with what was sent behind the command refused") {
   const tls_context context(server_tls());
@@ -567,7 +590,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: sessions are resumed whichever helpe
   CHECK(eventually([&] { return server.total().tls_resumptions == 10; }));
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: with descriptors of each core's own" * doctest::skip(under_tsan)) {
+TEST_CASE_FIXTURE(clean_process,
+                  "blocking: with descriptors of each core's own" * doctest::skip(under_tsan)) {
   server_options options = all_cores();
   options.private_descriptors = true;
   over_every_wire([&](const wire& over) {

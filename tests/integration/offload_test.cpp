@@ -1,4 +1,5 @@
-// offload: values, exceptions, order, limits, and every way in which a connection or a server may end meanwhile.
+// offload: values, exceptions, order, limits, and every way in which a connection or a server may end
+// meanwhile.
 #include <doctest/doctest.h>
 
 #include <sys/socket.h>
@@ -83,7 +84,7 @@ TEST_CASE_FIXTURE(clean_process, "offload: values of every kind, exceptions, and
     CHECK_FALSE(nothing.error());
     CHECK(side == 3);
 
-    const auto throwing = [] () -> int { throw std::runtime_error("from the helper"); };
+    const auto throwing = []() -> int { throw std::runtime_error("from the helper"); };
     std::string caught;
     try {
       (void)co_await conn.offload(throwing);
@@ -104,7 +105,8 @@ TEST_CASE_FIXTURE(clean_process, "offload: values of every kind, exceptions, and
   CHECK(server.total().handler_errors == 0);
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: what f throws and nobody catches ends the handler, and is reported") {
+TEST_CASE_FIXTURE(clean_process,
+                  "offload: what f throws and nobody catches ends the handler, and is reported") {
   channel<std::string> reported;
   server_options options = one_core();
   options.on_exception = [&](std::exception_ptr exception) {
@@ -115,7 +117,9 @@ TEST_CASE_FIXTURE(clean_process, "offload: what f throws and nobody catches ends
     }
   };
   test_server server(
-      [](connection& conn) -> task<> { (void)co_await conn.offload([] { throw std::runtime_error("uncaught"); }); },
+      [](connection& conn) -> task<> {
+        (void)co_await conn.offload([] { throw std::runtime_error("uncaught"); });
+      },
       options);
   client peer = server.connect();
   CHECK(peer.recv_to_end().empty());
@@ -169,7 +173,8 @@ TEST_CASE_FIXTURE(clean_process, "offload: from a posted function's coroutine, a
   CHECK(told.take() == "ran");
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: a halt tells coroutines without a connection whose call has not begun") {
+TEST_CASE_FIXTURE(clean_process,
+                  "offload: a halt tells coroutines without a connection whose call has not begun") {
   channel<std::string> told;
   occupation busy;
   test_server server(echo, one_helper());
@@ -200,7 +205,8 @@ TEST_CASE_FIXTURE(clean_process, "offload: one that nobody waits for") {
   test_server server(
       [&](connection& conn) -> task<> {
         auto big = std::make_unique<int>(5);
-        const bool taken = offload_detached([&ran, big = std::move(big)] { ran.set(static_cast<std::size_t>(*big)); });
+        const bool taken =
+            offload_detached([&ran, big = std::move(big)] { ran.set(static_cast<std::size_t>(*big)); });
         CHECK(taken);
         CHECK(offload_detached([] { throw std::runtime_error("detached"); }));
         co_await conn.write("at once");
@@ -213,7 +219,9 @@ TEST_CASE_FIXTURE(clean_process, "offload: one that nobody waits for") {
   CHECK(server.total().handler_errors == 1);
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: a shutdown waits for calls that nobody waits for, and runs those that are queued") {
+TEST_CASE_FIXTURE(
+    clean_process,
+    "offload: a shutdown waits for calls that nobody waits for, and runs those that are queued") {
   std::atomic<int> ran{0};
   occupation busy;
   {
@@ -248,9 +256,11 @@ TEST_CASE_FIXTURE(clean_process, "offload: many connections at once, each gets i
   std::vector<client> peers;
   for (int i = 0; i < 50; ++i) peers.push_back(server.connect());
   for (long round = 0; round < 20; ++round) {
-    for (long i = 0; i < 50; ++i) peers[static_cast<std::size_t>(i)].send_all(std::to_string(1000 * round + i) + "\n");
+    for (long i = 0; i < 50; ++i)
+      peers[static_cast<std::size_t>(i)].send_all(std::to_string(1000 * round + i) + "\n");
     for (long i = 0; i < 50; ++i) {
-      CHECK(peers[static_cast<std::size_t>(i)].recv_until("\n") == std::to_string(2 * (1000 * round + i)) + "\n");
+      CHECK(peers[static_cast<std::size_t>(i)].recv_until("\n") ==
+            std::to_string(2 * (1000 * round + i)) + "\n");
     }
   }
   CHECK(server.total().helpers.submitted == 1000);
@@ -287,7 +297,8 @@ TEST_CASE_FIXTURE(clean_process, "offload: a full queue makes callers wait, or r
   if (waits) {
     CHECK(eventually([&] { return server.total().helpers.full == 8; }));
   } else {
-    CHECK(eventually([&] { return server.total().helpers.submitted == 3 && server.total().helpers.full == 8; }));
+    CHECK(eventually(
+        [&] { return server.total().helpers.submitted == 3 && server.total().helpers.full == 8; }));
   }
   busy.opened.set();
   std::string answers;
@@ -320,9 +331,12 @@ TEST_CASE_FIXTURE(clean_process, "offload: a call that no helper has begun in ti
   CHECK(server.total().helpers.cancelled == 1);
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: a call that has begun is waited for, but is told when its time is over") {
+TEST_CASE_FIXTURE(clean_process,
+                  "offload: a call that has begun is waited for, but is told when its time is over") {
   test_server server([&](connection& conn) -> task<> {
-    const auto asks = [](const offload_token& token) { return eventually([&] { return token.cancelled(); }); };
+    const auto asks = [](const offload_token& token) {
+      return eventually([&] { return token.cancelled(); });
+    };
     auto result = co_await conn.offload(asks, milliseconds(20));
     // On a machine so busy that no helper has begun by then there is no result.
     co_await conn.write(!result ? "not begun" : *result ? "told" : "not told");
@@ -358,11 +372,15 @@ TEST_CASE_FIXTURE(clean_process, "offload: the connection's end takes a call bac
   }
   SUBCASE("by a posted reset") {
     expected = errc::closed;
-    end = [](server&, client&, connection_handle& handle) { handle.post([](connection& conn) { conn.reset(); }); };
+    end = [](server&, client&, connection_handle& handle) {
+      handle.post([](connection& conn) { conn.reset(); });
+    };
   }
   SUBCASE("by a posted close") {
     expected = errc::closed;
-    end = [](server&, client&, connection_handle& handle) { handle.post([](connection& conn) { conn.close(); }); };
+    end = [](server&, client&, connection_handle& handle) {
+      handle.post([](connection& conn) { conn.close(); });
+    };
   }
   SUBCASE("by the end of a grace") {
     expected = errc::shutting_down;
@@ -399,7 +417,8 @@ TEST_CASE_FIXTURE(clean_process, "offload: the connection's end takes a call bac
   CHECK(ran == 0);
 }
 
-// The frame stays until the helper is back, whatever has become of the connection; then the handler learns both.
+// The frame stays until the helper is back, whatever has become of the connection; then the handler learns
+// both.
 TEST_CASE_FIXTURE(clean_process, "offload: a call that runs outlives its connection") {
   occupation busy;
   listen_options listening;
@@ -476,7 +495,8 @@ TEST_CASE_FIXTURE(clean_process, "offload: a call that runs outlives its connect
   CHECK(went_on.count() == (resumed ? 1 : 0));
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: a shutdown without a grace waits for calls, and their handlers finish") {
+TEST_CASE_FIXTURE(clean_process,
+                  "offload: a shutdown without a grace waits for calls, and their handlers finish") {
   occupation busy;
   test_server server([&](connection& conn) -> task<> {
     const auto result = co_await conn.offload(busy);
@@ -492,7 +512,9 @@ TEST_CASE_FIXTURE(clean_process, "offload: a shutdown without a grace waits for 
   CHECK(server.total().helpers.alive == 0);
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: a helper that never returns is reported, and neither halt nor grace hangs on it") {
+TEST_CASE_FIXTURE(
+    clean_process,
+    "offload: a helper that never returns is reported, and neither halt nor grace hangs on it") {
   server_options options = one_core();
   options.helpers.patience = milliseconds(20);
   const std::size_t threads = running_threads();
@@ -501,8 +523,12 @@ TEST_CASE_FIXTURE(clean_process, "offload: a helper that never returns is report
   bool by_grace = false;
   bool detached = false;
   SUBCASE("halt") {}
-  SUBCASE("the end of a grace") { by_grace = true; }
-  SUBCASE("halt, and no connection") { detached = true; }
+  SUBCASE("the end of a grace") {
+    by_grace = true;
+  }
+  SUBCASE("halt, and no connection") {
+    detached = true;
+  }
   // Nothing orders the thread that comes back late before the end of this test.
   static auto& immortal = *new std::deque<occupation>;
   occupation* busy = &immortal.emplace_back();
@@ -535,10 +561,13 @@ TEST_CASE_FIXTURE(clean_process, "offload: a helper that never returns is report
     if (!detached) (void)peer.wait_for_end();
   }
   busy->opened.set();
-  CHECK(eventually([&] { return running_threads() <= threads; }));  // it has left, and with it what was kept for it
+  CHECK(eventually(
+      [&] { return running_threads() <= threads; }));  // it has left, and with it what was kept for it
 }
 
-TEST_CASE_FIXTURE(clean_process, "offload: connections come and go while their calls are queued, run and end: none is lost") {
+TEST_CASE_FIXTURE(
+    clean_process,
+    "offload: connections come and go while their calls are queued, run and end: none is lost") {
   server_options options = all_cores();
   options.helpers.most_per_core = 3;
   options.helpers.queue = 4;
@@ -588,7 +617,8 @@ TEST_CASE_FIXTURE(clean_process, "offload: connections come and go while their c
 
 // Descriptor tables -----------------------------------------------------------------------------------------
 
-TEST_CASE_FIXTURE(clean_process, "offload: helpers share their core's descriptor table" * doctest::skip(under_tsan)) {
+TEST_CASE_FIXTURE(clean_process,
+                  "offload: helpers share their core's descriptor table" * doctest::skip(under_tsan)) {
   server_options options = one_core();
   options.private_descriptors = true;
   test_server server(

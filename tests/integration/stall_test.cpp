@@ -25,7 +25,8 @@ server_options watching(channel<stall>& reports, milliseconds threshold = millis
   return options;
 }
 
-TEST_CASE_FIXTURE(clean_process, "stalls: a handler that keeps its core is reported with all there is to know") {
+TEST_CASE_FIXTURE(clean_process,
+                  "stalls: a handler that keeps its core is reported with all there is to know") {
   channel<stall> reports;
   event go;
   test_server server(
@@ -86,7 +87,8 @@ TEST_CASE_FIXTURE(clean_process, "stalls: a core that sleeps or works in many sm
   CHECK(server.total().stalls == 0);
 }
 
-TEST_CASE_FIXTURE(clean_process, "stalls: the program's own action for the signal is called, and comes back at the end") {
+TEST_CASE_FIXTURE(clean_process,
+                  "stalls: the program's own action for the signal is called, and comes back at the end") {
   static std::atomic<int> calls{0};
   calls = 0;
   struct sigaction action {};

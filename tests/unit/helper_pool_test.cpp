@@ -234,7 +234,8 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: a full queue lets jobs wait in or
   }
 }
 
-TEST_CASE_FIXTURE(clean_process, "helper pool: a job that waits in the queue can be withdrawn, one that runs cannot") {
+TEST_CASE_FIXTURE(clean_process,
+                  "helper pool: a job that waits in the queue can be withdrawn, one that runs cannot") {
   pool_owner owner(settings_of(1, 2));
   event gate;
   event entered;
@@ -261,7 +262,8 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: a job that waits in the queue can
   CHECK(owner->stats().cancelled == 2);
 }
 
-TEST_CASE_FIXTURE(clean_process, "helper pool: idle helpers retire down to the floor, and come again with the next wave") {
+TEST_CASE_FIXTURE(clean_process,
+                  "helper pool: idle helpers retire down to the floor, and come again with the next wave") {
   helpers::pool_settings settings = settings_of(6);
   settings.floor = 1;
   settings.idle_lifetime_ns = 2'000'000;
@@ -310,7 +312,9 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: end() lets what is queued run") {
   for (auto& job : jobs) CHECK(job.runs == 1);
 }
 
-TEST_CASE_FIXTURE(clean_process, "helper pool: end() does not wait for a helper that is stuck, which leaves when it comes back") {
+TEST_CASE_FIXTURE(
+    clean_process,
+    "helper pool: end() does not wait for a helper that is stuck, which leaves when it comes back") {
   event gate;
   event entered;
   auto job = std::make_shared<counted_job>();  // the memory that must last
@@ -338,7 +342,8 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: end() does not wait for a helper 
   CHECK(eventually([&] { return watch.expired() && pool_watch.expired(); }));
 }
 
-TEST_CASE_FIXTURE(clean_process, "helper pool: threads have their names, block signals and use the CPUs they are given") {
+TEST_CASE_FIXTURE(clean_process,
+                  "helper pool: threads have their names, block signals and use the CPUs they are given") {
   cpu_set_t allowed;
   REQUIRE(sched_getaffinity(0, sizeof allowed, &allowed) == 0);
   std::vector<unsigned> cpus;
@@ -358,9 +363,15 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: threads have their names, block s
   };
   helpers::pool_settings settings = settings_of(2);
   settings.name = "percore/17";
-  SUBCASE("all of them") { settings.cpus = cpus; }
-  SUBCASE("the last one") { settings.cpus = {cpus.back()}; }
-  SUBCASE("one that does not exist: then where the core may run") { settings.cpus = {8000}; }
+  SUBCASE("all of them") {
+    settings.cpus = cpus;
+  }
+  SUBCASE("the last one") {
+    settings.cpus = {cpus.back()};
+  }
+  SUBCASE("one that does not exist: then where the core may run") {
+    settings.cpus = {8000};
+  }
   pool_owner owner(settings);
   CHECK(owner.submit(job) == submission::queued);
   owner.wait_for(1);
@@ -375,8 +386,10 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: threads have their names, block s
   CHECK(CPU_EQUAL(&job.may_use, &expected));
 }
 
-// As many cores as a larger machine has, each with its own pool and its own ups and downs, and jobs that are withdrawn.
-TEST_CASE_FIXTURE(clean_process, "helper pool: 8 cores hammer their pools, every job runs or is withdrawn, exactly once") {
+// As many cores as a larger machine has, each with its own pool and its own ups and downs, and jobs that are
+// withdrawn.
+TEST_CASE_FIXTURE(clean_process,
+                  "helper pool: 8 cores hammer their pools, every job runs or is withdrawn, exactly once") {
   constexpr std::size_t rounds = sanitized ? 150 : 1500;
   helpers::shared_cap cap;
   cap.most = 24;
@@ -428,7 +441,8 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: 8 cores hammer their pools, every
 }
 
 #ifdef PERCORE_FAULTS
-TEST_CASE_FIXTURE(clean_process, "helper pool: when the kernel refuses threads, jobs wait until it does not") {
+TEST_CASE_FIXTURE(clean_process,
+                  "helper pool: when the kernel refuses threads, jobs wait until it does not") {
   pool_owner owner(settings_of(2));
   counted_job job;
   {

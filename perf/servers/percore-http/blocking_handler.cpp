@@ -28,7 +28,8 @@ void linger(blocking_connection& conn) {
 }
 
 void refuse(blocking_connection& conn, core_state& core, std::uint16_t status, bool with_body) {
-  if (conn.write(core.responses.error_response(status, with_body, std::chrono::steady_clock::now()))) linger(conn);
+  if (conn.write(core.responses.error_response(status, with_body, std::chrono::steady_clock::now())))
+    linger(conn);
 }
 
 // Reads the body and forgets it; needs more: the peer has gone.

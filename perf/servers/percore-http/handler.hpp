@@ -132,7 +132,8 @@ class application {
   }
   // Of one core; once the server has ended.
   [[nodiscard]] std::uint64_t answered(std::size_t core) const noexcept {
-    return helpers_answered_[core].load(std::memory_order_relaxed) + (cores_[core] == nullptr ? 0 : cores_[core]->answered);
+    const std::uint64_t by_helpers = helpers_answered_[core].load(std::memory_order_relaxed);
+    return by_helpers + (cores_[core] == nullptr ? 0 : cores_[core]->answered);
   }
   // For the blocking handlers: a state for this thread, which serves one connection at a time.
   [[nodiscard]] std::unique_ptr<core_state> make_state() const {
