@@ -84,6 +84,7 @@ class blocking_session {
   std::size_t receive(std::span<std::byte> into) noexcept;  // plain or decrypted; 0: failed
   std::size_t receive_wire(std::span<std::byte> into) noexcept;
   bool send_wire(std::span<const std::byte> data, int flags) noexcept;
+  bool send_pieces(std::span<const bytes_view> pieces, int flags) noexcept;
   bool wait(direction which, std::int64_t limit_ns) noexcept;
   void io_failed(int result) noexcept;
 

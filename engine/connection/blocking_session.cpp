@@ -145,12 +145,46 @@ std::size_t blocking_session::receive_wire(std::span<std::byte> into) noexcept {
 }
 
 bool blocking_session::send_wire(std::span<const std::byte> data, int flags) noexcept {
-  while (!data.empty()) {
+  const bytes_view piece(data);
+  return send_pieces({&piece, 1}, flags);
+}
+
+// All of it, as few calls as can be; `flags` for the last bytes.
+bool blocking_session::send_pieces(std::span<const bytes_view> pieces, int flags) noexcept {
+  constexpr std::size_t most_pieces = 16;  // per system call
+  std::size_t first = 0;                   // not wholly sent
+  std::size_t done = 0;                    // bytes of it that are
+  for (;;) {
+    while (first < pieces.size() && done == pieces[first].size()) {
+      ++first;
+      done = 0;
+    }
+    if (first == pieces.size()) return true;
     if (!alive()) return false;
-    const ssize_t sent = sys::send(fd_, data.data(), data.size(), MSG_NOSIGNAL | MSG_DONTWAIT | flags);
+    std::array<iovec, most_pieces> vector;
+    std::size_t count = 0;
+    std::size_t next = first;
+    for (; next < pieces.size() && count < most_pieces; ++next) {
+      const std::size_t skipped = next == first ? done : 0;
+      if (pieces[next].size() == skipped) continue;
+      vector[count++] = {const_cast<std::byte*>(pieces[next].data() + skipped),
+                         pieces[next].size() - skipped};
+    }
+    msghdr message{};
+    message.msg_iov = vector.data();
+    message.msg_iovlen = count;
+    const int more = next < pieces.size() ? MSG_MORE : flags;
+    const ssize_t sent = sys::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT | more);
     if (sent >= 0) {
       self_.bytes_sent.add(static_cast<std::uint64_t>(sent));
-      data = data.subspan(static_cast<std::size_t>(sent));
+      for (auto left = static_cast<std::size_t>(sent); left != 0;) {
+        const std::size_t taken = std::min(left, pieces[first].size() - done);
+        left -= taken;
+        done += taken;
+        if (done != pieces[first].size()) continue;
+        ++first;
+        done = 0;
+      }
     } else if (sent == -EAGAIN) {
       const std::int64_t limit = handshake_limit_ns_ != 0 ? handshake_limit_ns_ : after(write_timeout_ms);
       if (!wait(direction::out, limit)) return false;
@@ -159,7 +193,6 @@ bool blocking_session::send_wire(std::span<const std::byte> data, int flags) noe
       return false;
     }
   }
-  return true;
 }
 
 // Reading ---------------------------------------------------------------------------------------------------
@@ -279,15 +312,8 @@ void blocking_session::unread(std::size_t count) {
 bool blocking_session::write(std::span<const bytes_view> pieces, bool last) {
   if (!alive()) return false;
   if (sending_done_) return fail(static_cast<int>(errc::closed));
-  bool ok = true;
-  if (secure_ != nullptr) {
-    ok = write_encrypted(pieces, last);
-  } else {
-    for (std::size_t i = 0; ok && i < pieces.size(); ++i) {
-      // Small pieces share a segment: a head and its body.
-      ok = send_wire({pieces[i].data(), pieces[i].size()}, last || i + 1 < pieces.size() ? MSG_MORE : 0);
-    }
-  }
+  const bool ok =
+      secure_ != nullptr ? write_encrypted(pieces, last) : send_pieces(pieces, last ? MSG_MORE : 0);
   if (last) sending_done_ = fin_pending_ = true;
   return ok;
 }
@@ -308,119 +334,3 @@ void blocking_session::reset() noexcept {
 }
 
 }  // namespace percore::engine
-
-namespace percore {
-
-bytes_view blocking_connection::read() {
-  return session_->read();
-}
-std::size_t blocking_connection::read(std::span<std::byte> target) {
-  return session_->read_into(target);
-}
-bool blocking_connection::read_full(std::span<std::byte> target) {
-  return session_->read_full(target);
-}
-bytes_view blocking_connection::read_until(std::string_view delimiter, std::size_t limit) {
-  return session_->read_until(delimiter, limit);
-}
-void blocking_connection::unread(std::size_t count) {
-  session_->unread(count);
-}
-std::size_t blocking_connection::buffered_bytes() const noexcept {
-  return session_->buffered();
-}
-std::size_t blocking_connection::bytes_of_failed_read() const noexcept {
-  return session_->bytes_of_failed_read();
-}
-
-bool blocking_connection::write(bytes_view data) {
-  return session_->write({&data, 1}, false);
-}
-bool blocking_connection::write(std::span<const bytes_view> pieces) {
-  return session_->write(pieces, false);
-}
-bool blocking_connection::write_last(bytes_view data) {
-  return session_->write({&data, 1}, true);
-}
-void blocking_connection::shutdown_write() {
-  session_->shutdown_write();
-}
-void blocking_connection::reset() noexcept {
-  session_->reset();
-}
-std::error_code blocking_connection::error() const noexcept {
-  return session_->error();
-}
-
-bool blocking_connection::start_tls(const tls_context& context, buffered_plaintext policy) {
-  if (context.role() != tls_role::server) {
-    throw std::invalid_argument("percore: start_tls() needs a server's tls_context");
-  }
-  return session_->start_tls(context, policy);
-}
-std::optional<tls_info> blocking_connection::tls() const {
-  const tls::session* secure = session_->secure();
-  if (secure == nullptr || !secure->established()) return std::nullopt;
-  return secure->info();
-}
-std::vector<tls_peer_certificate> blocking_connection::peer_certificates() const {
-  if (session_->secure() == nullptr) return {};
-  return session_->secure()->peer_certificates();
-}
-std::string_view blocking_connection::tls_error() const noexcept {
-  return session_->secure() == nullptr ? std::string_view() : session_->secure()->reason();
-}
-ssl_st* blocking_connection::native_tls() const noexcept {
-  return session_->secure() == nullptr ? nullptr : session_->secure()->ssl();
-}
-
-namespace {
-
-std::uint32_t to_ms(std::chrono::milliseconds timeout) noexcept {
-  return static_cast<std::uint32_t>(std::clamp<std::int64_t>(timeout.count(), 0, ~std::uint32_t{0}));
-}
-
-}  // namespace
-
-void blocking_connection::set_read_timeout(std::chrono::milliseconds timeout) noexcept {
-  session_->read_timeout_ms = to_ms(timeout);
-}
-void blocking_connection::set_write_timeout(std::chrono::milliseconds timeout) noexcept {
-  session_->write_timeout_ms = to_ms(timeout);
-}
-void blocking_connection::set_idle_timeout(std::chrono::milliseconds timeout) noexcept {
-  session_->idle_timeout_ms = to_ms(timeout);
-}
-void blocking_connection::set_deadline(std::chrono::steady_clock::time_point when) noexcept {
-  // libstdc++'s steady_clock is CLOCK_MONOTONIC.
-  session_->deadline_ns = std::chrono::nanoseconds(when.time_since_epoch()).count();
-}
-
-address blocking_connection::peer_address() const noexcept {
-  return session_->connection().peer;
-}
-address blocking_connection::local_address() const noexcept {
-  return session_->connection().local_address();
-}
-server& blocking_connection::owner() const noexcept {
-  return *session_->connection().core->owner;
-}
-unsigned blocking_connection::core_index() const noexcept {
-  return session_->connection().core->index;
-}
-std::size_t blocking_connection::listener() const noexcept {
-  return session_->connection().listener->index;
-}
-bool blocking_connection::server_stopping() const noexcept {
-  return session_->connection().core->stop_requested->load(std::memory_order_relaxed);
-}
-int blocking_connection::fd() const noexcept {
-  return session_->connection().fd;
-}
-std::error_code blocking_connection::set_option(int level, int name, const void* value,
-                                                std::size_t bytes) noexcept {
-  const int result = sys::setsockopt(fd(), level, name, value, static_cast<socklen_t>(bytes));
-  return result >= 0 ? std::error_code{} : std::error_code(-result, std::system_category());
-}
-
-}  // namespace percore

@@ -3,6 +3,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -51,10 +52,23 @@ void offload_round_trip(benchmark::State& state) {
 }
 BENCHMARK(offload_round_trip)->UseRealTime()->MeasureProcessCPUTime();
 
+void pin_to(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  (void)sched_setaffinity(0, sizeof set, &set);
+}
+
+// On one CPU, or on two as a core and its helper are: then each wake-up is an interrupt of the other CPU.
+template <bool Apart>
 void eventfd_ping_pong(benchmark::State& state) {
+  cpu_set_t before;
+  (void)sched_getaffinity(0, sizeof before, &before);
   const int there = ::eventfd(0, EFD_CLOEXEC);
   const int back = ::eventfd(0, EFD_CLOEXEC);
+  pin_to(0);
   std::thread other([&] {
+    pin_to(Apart ? 1 : 0);
     std::uint64_t value = 0;
     while (::read(there, &value, sizeof value) == sizeof value && value == 1) {
       if (::write(back, &value, sizeof value) != sizeof value) return;
@@ -71,10 +85,12 @@ void eventfd_ping_pong(benchmark::State& state) {
   value = 2;
   if (::write(there, &value, sizeof value) != sizeof value) state.SkipWithError("write");
   other.join();
+  (void)sched_setaffinity(0, sizeof before, &before);
   ::close(there);
   ::close(back);
   state.SetItemsProcessed(state.iterations() * trips_per_iteration);
 }
-BENCHMARK(eventfd_ping_pong)->UseRealTime()->MeasureProcessCPUTime();
+BENCHMARK(eventfd_ping_pong<false>)->Name("eventfd_ping_pong/one_cpu")->UseRealTime()->MeasureProcessCPUTime();
+BENCHMARK(eventfd_ping_pong<true>)->Name("eventfd_ping_pong/two_cpus")->UseRealTime()->MeasureProcessCPUTime();
 
 }  // namespace
