@@ -12,6 +12,7 @@
 #include "engine/connection/counters.hpp"
 #include "engine/connection/read_buffers.hpp"
 #include "engine/connection/slot_pool.hpp"
+#include "engine/helpers/pool.hpp"
 #include "engine/loop/mailbox.hpp"
 #include "engine/loop/poller.hpp"
 #include "engine/loop/timer_wheel.hpp"
@@ -22,6 +23,8 @@ class server;
 }
 
 namespace percore::engine {
+
+struct stall_snapshot;
 
 // What one core gives its connections. Written and read by the core's thread only, but for the counters (read by
 // stats()) and the mailbox.
@@ -50,7 +53,8 @@ struct core_resources {
   // What every turn and every request touch comes first and close together; the large members (the timers' lists, the
   // poller's events) come last, so that all of it lies on few pages.
   std::int64_t now_ns;  // of this turn of the loop: the one clock read
-  slot* running = nullptr;  // whose handler was resumed last
+  slot* running = nullptr;  // whose handler runs now; nullptr: none
+  base::counter steps;      // odd while a handler or a posted function runs; for the stall watch
   slot_pool slots;
   unsigned operations_per_turn;
   unsigned index = 0;
@@ -70,6 +74,11 @@ struct core_resources {
   std::function<void(tls_failure, std::string_view, const address&)> on_tls_failure;
   server* owner = nullptr;
   std::function<void(std::exception_ptr)> on_exception;
+  std::shared_ptr<helpers::pool> helpers;
+  // Readable once this core drains: what helpers that wait for a client look at besides its descriptor; -1 before the
+  // first blocking connection.
+  int drain_fd = -1;
+  stall_snapshot* stalled = nullptr;  // for the watch's signal; none: there is no watch
   loop::timer_wheel timers;
   loop::poller poller;
 
@@ -79,10 +88,19 @@ struct core_resources {
     return *secure;
   }
 
+  bool open_drain_fd() noexcept {
+    if (drain_fd >= 0) return true;
+    drain_fd = sys::eventfd(stopping ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return drain_fd >= 0;
+  }
+
   void report(std::exception_ptr exception) noexcept {
     ++counters.handler_errors;
     if (on_exception) on_exception(std::move(exception));
   }
 };
+
+// The core whose thread this is; nullptr on any other thread.
+extern constinit thread_local core_resources* core_of_thread;
 
 }  // namespace percore::engine

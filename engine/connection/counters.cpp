@@ -1,5 +1,7 @@
 #include "engine/connection/counters.hpp"
 
+#include <openssl/obj_mac.h>
+
 namespace percore {
 
 namespace {
@@ -55,6 +57,26 @@ void for_each_counter(Visitor&& visit) {
 
 }  // namespace
 
+void engine::core_counters::add_handshake(bool v1_3, bool resumed, int cipher) noexcept {
+  ++tls_handshakes;
+  if (resumed) ++tls_resumptions;
+  ++(v1_3 ? tls_v1_3 : tls_v1_2);
+  switch (cipher) {
+    case NID_aes_128_gcm:
+      ++tls_aes_128_gcm;
+      break;
+    case NID_aes_256_gcm:
+      ++tls_aes_256_gcm;
+      break;
+    case NID_chacha20_poly1305:
+      ++tls_chacha20_poly1305;
+      break;
+    default:
+      ++tls_other_ciphers;
+      break;
+  }
+}
+
 base::counter& engine::core_counters::of(tls_failure cause) noexcept {
   switch (cause) {
     case tls_failure::timed_out:
@@ -87,6 +109,8 @@ core_stats engine::core_counters::snapshot() const noexcept {
 
 core_stats& core_stats::operator+=(const core_stats& other) noexcept {
   for_each_counter([&](auto, auto plain) { this->*plain += other.*plain; });
+  stalls += other.stalls;
+  helpers += other.helpers;
   return *this;
 }
 

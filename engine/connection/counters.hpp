@@ -53,6 +53,8 @@ struct core_counters {
   base::counter tls_failed_internal;
 
   [[nodiscard]] base::counter& of(tls_failure cause) noexcept;
+  // `cipher`: OpenSSL's NID.
+  void add_handshake(bool v1_3, bool resumed, int cipher) noexcept;
 
   [[nodiscard]] core_stats snapshot() const noexcept;
 };

@@ -32,6 +32,8 @@ class category final : public std::error_category {
         return "the stream ended without TLS's close_notify";
       case errc::plaintext_injected:
         return "the peer sent plaintext behind its request for TLS";
+      case errc::queue_full:
+        return "the queue to the helper threads is full";
     }
     return "unknown error " + std::to_string(value);
   }

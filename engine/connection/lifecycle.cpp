@@ -26,6 +26,10 @@ void detail::resume_next(std::coroutine_handle<> handle) noexcept { next_to_resu
 
 namespace engine {
 
+constinit thread_local core_resources* core_of_thread = nullptr;
+
+void resume_without_connection(std::coroutine_handle<> handle) { resume_chain(handle); }
+
 slot::slot(core_resources& owner, std::uint32_t number) noexcept : core(&owner), index(number) {
   deadline_timer.owner = this;
   deadline_timer.fire = [](detail::timer_node& node) { static_cast<slot_timer&>(node).owner->on_deadline(); };
@@ -44,6 +48,7 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   short_read_drains = true;
   end_seen = ended = sending_done = fin_pending = fin_after_tail = closing = resetting = false;
   postponed = starved = writing = queued = false;
+  doomed = slot_doom::none;
   reading = read_kind::none;
   begin = end = view_size = 0;
   target_done = 0;
@@ -85,7 +90,10 @@ void slot::start_handler() noexcept {
 void slot::resume(std::coroutine_handle<> handle) noexcept {
   operations = 0;
   core->running = this;
+  ++core->steps;
   resume_chain(handle);
+  ++core->steps;
+  core->running = nullptr;
   if (root.done()) {
     handler_returned();
   } else if (fin_pending) {
@@ -132,6 +140,7 @@ void slot::recycle() noexcept {
   reader = writer = {};
   writing = false;
   sleeper = nullptr;
+  piece = nullptr;
   if (context != nullptr) {
     destroy_context(context);
     if (context_on_heap) ::operator delete(context);
@@ -165,6 +174,10 @@ bool slot::ensure_registered() noexcept {
 
 void slot::on_event(std::uint32_t events) noexcept {
   const std::uint32_t seen = generation;
+  if (phase >= slot_phase::waiting) [[unlikely]] {
+    blocking_event();
+    return;
+  }
   if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI)) short_read_drains = false;
   if (events & loop::poller::readable_events) readable = true;
   if (events & loop::poller::writable_events) {
@@ -183,6 +196,8 @@ void slot::on_event(std::uint32_t events) noexcept {
     if (readable && !queued) continue_read();
   } else if (phase == slot_phase::handshaking && !queued) {
     continue_handshake();
+  } else if (piece != nullptr && (events & EPOLLERR) != 0) {
+    look_for_reset();
   }
 }
 
@@ -197,6 +212,10 @@ void slot::run_ready() noexcept {
   queued = false;
   if (phase == slot_phase::handshaking) {
     continue_handshake();
+    return;
+  }
+  if (phase >= slot_phase::waiting) {
+    blocking_event();
     return;
   }
   const std::uint32_t seen = generation;
@@ -216,6 +235,7 @@ void slot::end_with(int reason) noexcept {
   drop_tail();
   if (reader || writer) wake_soon();
   if (sleeper != nullptr) interrupt_sleep();
+  if (piece != nullptr) interrupt_piece();
 }
 
 void slot::io_failed(int result) noexcept {
@@ -241,10 +261,22 @@ void slot::begin_close() noexcept {
   }
   if (reader || writer) wake_soon();
   if (sleeper != nullptr) interrupt_sleep();
+  if (piece != nullptr) interrupt_piece();
 }
 
 void slot::halt() noexcept {
   if (phase == slot_phase::free) return;
+  if (phase >= slot_phase::waiting) {
+    end_blocking(static_cast<int>(errc::shutting_down));
+    return;
+  }
+  if (piece != nullptr && !recall_piece()) {
+    doomed = slot_doom::halt;
+    resetting = true;
+    end_with(static_cast<int>(errc::shutting_down));
+    sever();  // and closed when the helper, which may know its number, is back
+    return;
+  }
   if (root) {
     // Destructors of the frame's locals may still call the connection: nothing may point to an awaiter then.
     ended = true;
@@ -259,8 +291,20 @@ void slot::halt() noexcept {
   recycle();
 }
 
+void slot::abandon() noexcept {
+  resetting = true;
+  drop_tail();
+  sever();  // the helper may still use its number: not closed
+  close_session();
+  deadline_timer.unlink();
+  ready_node.unlink();
+  --core->counters.active;
+}
+
 void slot::begin_drain() noexcept {
-  if (phase == slot_phase::handshaking || (reader && reading == read_kind::start_tls)) {
+  if (phase == slot_phase::waiting) {
+    blocking_event();
+  } else if (phase == slot_phase::handshaking || (reader && reading == read_kind::start_tls)) {
     drain_handshake();
   } else if (phase == slot_phase::running && reader && waits_for_new_message() && !queued) {
     continue_read();
@@ -271,11 +315,20 @@ void slot::end_grace() noexcept {
   if (phase == slot_phase::free) return;
   const std::uint32_t seen = generation;
   resetting = true;
+  if (phase >= slot_phase::waiting) {
+    end_blocking(static_cast<int>(errc::shutting_down));
+    return;
+  }
   if (phase == slot_phase::running) {
     end_with(static_cast<int>(errc::shutting_down));
     unqueue();
     run_ready();
     if (generation == seen && sleeper != nullptr) resume_sleeper();
+    if (generation == seen && piece != nullptr && !answer_piece(static_cast<int>(errc::shutting_down))) {
+      doomed = slot_doom::resume;
+      sever();
+      return;
+    }
     if (generation != seen) return;
   }
   halt();

@@ -27,6 +27,8 @@ struct listener_config {
   std::uint32_t unsent_tail_bytes = 0;
   std::uint32_t handshake_timeout_ms = 0;
   std::shared_ptr<tls::shared_context> tls;  // none: plain
+  detail::blocking_handler blocking;         // instead of `handler`
+  bool wait_for_client = true;               // a blocking handler starts when there is something to read
   std::uint64_t tls_identity = 0;            // of this listener in this process, for its tickets
 };
 
@@ -39,6 +41,8 @@ struct unsent_tail {
   std::byte* data() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
   [[nodiscard]] std::uint32_t size() const noexcept { return end - begin; }
 };
+
+struct blocking_job;
 
 enum class read_kind : std::uint8_t { none, some, more, until, into, full, start_tls };
 
@@ -55,7 +59,17 @@ enum class slot_phase : std::uint8_t {
   free,     // no connection
   handshaking,  // TLS from the first byte: the handler has not been started yet
   running,  // its handler runs or waits
-  flushing  // the handler has returned; the unsent tail is still being sent
+  flushing, // the handler has returned; the unsent tail is still being sent
+  waiting,  // for the first bytes, before a blocking handler gets it
+  blocking  // a helper serves it, or it waits for one: only the descriptor's end is the core's meanwhile
+};
+
+// What becomes of a connection that is to end while helpers have a job of it: its frame, and what the job may refer to
+// in it, must stay until the job is back.
+enum class slot_doom : std::uint8_t {
+  none,
+  resume,  // the handler goes on once more; if it then waits again, it is halted
+  halt
 };
 
 // [[gnu::hot]] marks what every request of a kept connection runs: the linker lays these functions side by side, on a
@@ -70,6 +84,9 @@ enum class slot_phase : std::uint8_t {
 // must afterwards look whether the slot still holds the same connection (generation).
 struct alignas(base::cache_line_bytes) slot final : connection {
   slot(core_resources& owner, std::uint32_t number) noexcept;
+  slot(const slot&) = delete;
+  slot& operator=(const slot&) = delete;
+  ~slot();
 
   static slot& of(connection& conn) noexcept { return static_cast<slot&>(conn); }
   static const slot& of(const connection& conn) noexcept { return static_cast<const slot&>(conn); }
@@ -108,6 +125,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   std::uint32_t operations = 0;    // since the handler was resumed
   bool encrypted = false;          // `secure` stands between the operations and the socket,
   bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
+  slot_doom doomed = slot_doom::none;
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
   unsent_tail* tail = nullptr;
@@ -154,6 +172,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   slot* next_free = nullptr;
   frame_arena arena;
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
+  detail::offload_piece* piece = nullptr;  // what the handler waits for: offloaded, or about to be answered
+  blocking_job* blocked = nullptr;         // in the phases waiting and blocking
 
   // Starts loading what an event of this connection will touch: the lines above and the handler's frame. They come out
   // of the last-level cache, or from memory, all at once instead of one after the other, and for all but the first
@@ -255,6 +275,30 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void interrupt_sleep() noexcept;  // at the next tick
   void resume_sleeper() noexcept;   // now
 
+  // offload.cpp --------------------------------------------------------------------------------------------
+  // The connection has ended: takes its piece back from the helpers if none has it yet, and says so to it otherwise.
+  void interrupt_piece() noexcept;
+  // False when a helper has it: then it must be waited for.
+  bool recall_piece() noexcept;
+  // Recalls it and goes on with the handler now, which is told `reason`. False as above.
+  bool answer_piece(int reason) noexcept;
+  void piece_is_back(std::coroutine_handle<> waiter) noexcept;
+  // The peer's reset is all that a connection hears of while its handler waits for a helper.
+  void look_for_reset() noexcept;
+
+  // blocking.cpp -------------------------------------------------------------------------------------------
+  void start_blocking() noexcept;
+  void blocking_event() noexcept;
+  void blocking_is_back() noexcept;
+  // Wakes the helper out of whatever it waits for on the descriptor: its operations fail with `reason`.
+  void interrupt_blocking(int reason) noexcept;
+  void sever() noexcept;
+  void end_blocking(int reason) noexcept;
+  void on_blocking_deadline() noexcept;
+
+  // A helper has this connection and does not come back: ends what the peer can see of it, and leaves the rest.
+  void abandon() noexcept;
+
   // timeouts.cpp -------------------------------------------------------------------------------------------
   void arm(std::int64_t deadline_ns) noexcept;
   void arm_for_read() noexcept {
@@ -336,5 +380,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
 // What server_options::slot_bytes says of it.
 static_assert(sizeof(slot) == 448);
+
+// Goes on with a coroutine that no connection's handler waits for.
+void resume_without_connection(std::coroutine_handle<> handle);
 
 }  // namespace percore::engine

@@ -64,6 +64,10 @@ void slot::arm_for_write() noexcept {
 
 void slot::on_deadline() noexcept {
   constexpr int timed_out = static_cast<int>(errc::timed_out);
+  if (phase >= slot_phase::waiting) {
+    on_blocking_deadline();
+    return;
+  }
   const std::uint32_t seen = generation;
   const std::int64_t now = core->now_ns;
   const auto passed = [now](std::int64_t deadline) { return deadline != 0 && deadline <= now; };

@@ -154,25 +154,9 @@ void slot::note_handshake() noexcept {
     say_goodbye(0);
     if (tail == nullptr) tail_is_empty();
   }
-  core_counters& counters = core->counters;
-  ++counters.tls_handshakes;
   const SSL* ssl = secure->ssl();
-  if (SSL_session_reused(ssl) == 1) ++counters.tls_resumptions;
-  ++(SSL_version(ssl) == TLS1_3_VERSION ? counters.tls_v1_3 : counters.tls_v1_2);
-  switch (SSL_CIPHER_get_cipher_nid(SSL_get_current_cipher(ssl))) {
-    case NID_aes_128_gcm:
-      ++counters.tls_aes_128_gcm;
-      break;
-    case NID_aes_256_gcm:
-      ++counters.tls_aes_256_gcm;
-      break;
-    case NID_chacha20_poly1305:
-      ++counters.tls_chacha20_poly1305;
-      break;
-    default:
-      ++counters.tls_other_ciphers;
-      break;
-  }
+  core->counters.add_handshake(SSL_version(ssl) == TLS1_3_VERSION, SSL_session_reused(ssl) == 1,
+                               SSL_CIPHER_get_cipher_nid(SSL_get_current_cipher(ssl)));
 }
 
 void slot::note_handshake_failure() noexcept {

@@ -164,7 +164,9 @@ acceptor::outcome acceptor::accept_into(slot& target) noexcept {
   } from;
   socklen_t length = sizeof from;
   target.prefetch_for_open();
-  const int fd = sys::accept4(settings_.group->fd(core_.index), &from.any, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  // A blocking handler's descriptor is a plain blocking one; the engine's own calls on it never wait.
+  const int flags = settings_.config->blocking ? SOCK_CLOEXEC : SOCK_NONBLOCK | SOCK_CLOEXEC;
+  const int fd = sys::accept4(settings_.group->fd(core_.index), &from.any, &length, flags);
   if (fd < 0) return classify(fd);
   settings_.limits->use_ticket();
   const socklen_t known = std::min<socklen_t>(length, sizeof from);
@@ -180,6 +182,10 @@ void acceptor::serve(slot& target, int fd, const percore::peer_address& peer) no
   const std::uint64_t received = core_.counters.bytes_received.get();
   const std::uint32_t generation = target.generation;
   target.open(fd, peer, *settings_.config, try_first_read);
+  if (settings_.config->blocking) {
+    target.start_blocking();
+    return;
+  }
   if (settings_.config->tls) {
     target.start_handshake();
   } else {

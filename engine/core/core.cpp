@@ -1,6 +1,10 @@
 #include "engine/core/core.hpp"
 
+#include <chrono>
+#include <cstdio>
 #include <exception>
+#include <new>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -26,15 +30,30 @@ core::core(const settings& given, loop::wakeup&& wake)
   resources_.on_exception = given.on_exception;
   resources_.on_tls_failure = given.on_tls_failure;
   grace_timer_.owner = this;
+  patience_timer_.owner = this;
+  patience_timer_.fire = [](detail::timer_node& node) { static_cast<own_timer&>(node).owner->give_up(); };
+  resources_.helpers = std::make_shared<helpers::pool>(given.helpers, resources_.mailbox, resources_.timers);
   grace_timer_.fire = [](detail::timer_node& node) {
-    core& self = *static_cast<grace_timer&>(node).owner;
+    core& self = *static_cast<own_timer&>(node).owner;
     // The listeners first: one that still waits for room or for descriptors would take what nobody ends any more.
     self.close_listeners();
     self.for_each_connection([](slot& s) { s.end_grace(); });
+    self.drop_queued_jobs();
+    self.be_patient();
   };
   const int result = resources_.poller.add_listener(resources_.mailbox->wakeup_fd(), wakeup_token, false);
   if (result != 0) {
     throw std::system_error(-result, std::system_category(), "percore: cannot watch a core's wake-up");
+  }
+}
+
+// What came back after the core had given up on it.
+core::~core() {
+  detail::completion* next = resources_.mailbox->take_completed();
+  while (next != nullptr) {
+    auto& job = static_cast<detail::job&>(*next);
+    next = next->next_completed;
+    if (job.drop != nullptr) job.drop(job);
   }
 }
 
@@ -61,14 +80,37 @@ void core::close_listeners() noexcept {
 }
 
 void core::run() noexcept {
-  while (!halted_ && !drained()) turn();
+  core_of_thread = &resources_;
+  resources_.helpers->start(resources_.now_ns);
+  while (!given_up_ && !(halting_ ? !jobs_left() : drained())) turn();
+  resources_.helpers->close();
   // Whoever posts from here on is told that the server has ended; what was posted before still runs.
   resources_.mailbox->close();
   while (!resources_.mailbox->drained()) run_messages(messages_per_turn);
+  end_helpers();
+  core_of_thread = nullptr;
+}
+
+void core::close_poller() noexcept {
+  if (resources_.drain_fd >= 0) (void)sys::close(std::exchange(resources_.drain_fd, -1));
+  resources_.poller.close();
+}
+
+connection_handle core::handle_of(std::uint32_t slot_index, std::uint32_t generation) const {
+  return {resources_.mailbox, resources_.index, slot_index, generation};
+}
+
+core_stats core::stats() const noexcept {
+  core_stats result = resources_.counters.snapshot();
+  const helpers::pool& pool = *resources_.helpers;
+  result.helpers = pool.stats();
+  result.bytes_received += pool.bytes_received();
+  result.bytes_sent += pool.bytes_sent();
+  return result;
 }
 
 bool core::drained() const noexcept {
-  if (!resources_.stopping || resources_.slots.in_use() != 0) return false;
+  if (!resources_.stopping || jobs_left()) return false;
   for (const auto& listener : acceptors_) {
     if (!listener->closed()) return false;
   }
@@ -93,16 +135,18 @@ void core::turn() noexcept {
     dispatch(events[i]);
   }
   if (const auto signals = resources_.mailbox->take_signals()) obey(signals);
+  run_completed();
   run_messages(messages_per_turn);
   resources_.timers.advance(loop::timer_wheel::tick_of(resources_.now_ns));
   run_ready();
   run_handshakes();
   end_of_turn();
+  if (resources_.helpers->growing()) resources_.helpers->grow(resources_.now_ns);
 }
 
 // How long the poller may wait; when it may wait at all, the mailbox has been told that this core sleeps.
 std::int64_t core::sleep_limit() noexcept {
-  if (!resources_.ready.empty() || !resources_.handshakes.empty()) return 0;
+  if (!resources_.ready.empty() || !resources_.handshakes.empty() || resources_.helpers->growing()) return 0;
   std::int64_t limit = -1;
   if (const std::uint64_t tick = resources_.timers.next_tick(); tick != loop::timer_wheel::never) {
     limit = static_cast<std::int64_t>(tick << loop::timer_wheel::tick_shift) - resources_.now_ns;
@@ -125,16 +169,28 @@ void core::dispatch(const epoll_event& event) noexcept {
   }
 }
 
+// What helpers give back: each was given away once, so their number is bounded by what connections have asked for.
+void core::run_completed() noexcept {
+  detail::completion* next = resources_.mailbox->take_completed();
+  while (next != nullptr) {
+    detail::completion& done = *next;
+    next = done.next_completed;
+    done.deliver(done, resources_);
+  }
+}
+
 void core::run_messages(std::size_t most) noexcept {
   for (; most > 0; --most) {
     auto message = resources_.mailbox->pop();
     if (!message) return;
     ++resources_.counters.messages;
+    ++resources_.steps;
     try {
       (*message)(resources_);
     } catch (...) {
       resources_.report(std::current_exception());
     }
+    ++resources_.steps;
   }
 }
 
@@ -184,6 +240,10 @@ void core::begin_shutdown() noexcept {
   if (!resources_.stopping) {
     resources_.stopping = true;
     for (auto& listener : acceptors_) listener->drain();
+    if (resources_.drain_fd >= 0) {
+      const std::uint64_t one = 1;
+      (void)sys::write(resources_.drain_fd, &one, sizeof one);
+    }
     for_each_connection([](slot& s) { s.begin_drain(); });
   }
   if (const std::int64_t grace_end = settings_.grace_end_ns->load(std::memory_order_acquire); grace_end != 0) {
@@ -196,7 +256,65 @@ void core::halt() noexcept {
   close_listeners();
   for_each_connection([](slot& s) { s.halt(); });
   settings_.shared->release_open(resources_.slots.end_of_turn());
-  halted_ = true;
+  resources_.stopping = halting_ = true;
+  drop_queued_jobs();
+  be_patient();
+}
+
+// Those that no helper has had, and no connection waits for any more.
+void core::drop_queued_jobs() noexcept {
+  while (detail::job* job = resources_.helpers->take_back()) job->deliver(*job, resources_);
+}
+
+// From here on connections end only when helpers come back, and some may never.
+void core::be_patient() noexcept {
+  patience_timer_.unlink();
+  if (jobs_left()) {
+    resources_.timers.insert(patience_timer_,
+                             loop::timer_wheel::tick_from(sys::monotonic_ns() + settings_.helper_patience_ns));
+  }
+}
+
+void core::give_up() noexcept {
+  resources_.helpers->for_each_busy(sys::monotonic_ns(), [this](const slot* serves, std::int64_t for_ns) {
+    try {
+      report_stuck(serves, for_ns);
+    } catch (const std::bad_alloc&) {
+    }
+  });
+  given_up_ = true;
+}
+
+void core::report_stuck(const slot* serves, std::int64_t for_ns) const {
+  stuck_helper report;
+  report.core = resources_.index;
+  report.running = std::chrono::nanoseconds(for_ns);
+  if (serves != nullptr) {
+    report.serves_connection = true;
+    report.listener = serves->listener->index;
+    report.peer = serves->peer;
+  }
+  if (settings_.on_stuck_helper) {
+    settings_.on_stuck_helper(report);
+    return;
+  }
+  const std::string whom = serves != nullptr ? "the connection from " + report.peer.to_string() + " to listener " +
+                                                   std::to_string(report.listener)
+                                             : std::string("no connection");
+  std::fprintf(stderr, "percore: core %zu ends without a helper thread that has worked for %s for %lld ms\n",
+               report.core, whom.c_str(), static_cast<long long>(for_ns / 1'000'000));
+}
+
+void core::end_helpers() noexcept {
+  constexpr std::int64_t to_leave_ns = 5'000'000'000;  // with nothing left to do
+  constexpr std::int64_t to_leave_stuck_ns = 20'000'000;  // when others will not
+  const unsigned left =
+      resources_.helpers->end(sys::monotonic_ns() + (given_up_ ? to_leave_stuck_ns : to_leave_ns));
+  if (left == 0 && !given_up_) return;
+  run_completed();  // of those that came back in the last moment
+  settings_.shared->release_open(resources_.slots.end_of_turn());
+  for_each_connection([](slot& s) { s.abandon(); });
+  if (left != 0) resources_.helpers->abandon(held_with_it());
 }
 
 template <class Action>

@@ -30,12 +30,16 @@ class core {
     std::function<void(tls_failure, std::string_view, const address&)> on_tls_failure;
     // When the grace of a shutdown ends, in CLOCK_MONOTONIC nanoseconds; 0: it does not. Shared by all cores.
     const std::atomic<std::int64_t>* grace_end_ns = nullptr;
+    helpers::pool_settings helpers;
+    std::int64_t helper_patience_ns = 0;
+    std::function<void(const stuck_helper&)> on_stuck_helper;
   };
 
   // On the thread that will run it, so that its memory is near. Throws std::system_error.
   core(const settings& given, loop::wakeup&& wake);
   core(const core&) = delete;
   core& operator=(const core&) = delete;
+  ~core();
 
   void add_listener(acceptor::settings listener);
   // What its connections will need of TLS, so that what is lacking is found now. Throws tls_error or std::bad_alloc.
@@ -49,7 +53,10 @@ class core {
   // message that was posted run.
   [[gnu::hot]] void run() noexcept;
   // The last act on the core's thread: what only it may close.
-  void close_poller() noexcept { resources_.poller.close(); }
+  void close_poller() noexcept;
+
+  // What has to stay in memory, besides this core, for helpers that do not come back; asked for on the core's thread.
+  std::function<std::shared_ptr<void>()> held_with_it;
 
   [[nodiscard]] const std::shared_ptr<loop::mailbox>& mailbox() const noexcept { return resources_.mailbox; }
   // The kernel refused to bind the slots or the buffers to settings::numa_node.
@@ -57,7 +64,13 @@ class core {
     return slot_memory_.binding() == sys::numa_binding::refused ||
            buffer_memory_.binding() == sys::numa_binding::refused;
   }
-  [[nodiscard]] core_stats stats() const noexcept { return resources_.counters.snapshot(); }
+  [[nodiscard]] core_stats stats() const noexcept;
+
+  // Before run(): what the watch's signal fills in on this core's thread.
+  void watch_stalls(stall_snapshot* into) noexcept { resources_.stalled = into; }
+  // Any thread: odd while a handler or a posted function runs.
+  [[nodiscard]] connection_handle handle_of(std::uint32_t slot_index, std::uint32_t generation) const;
+  [[nodiscard]] std::uint64_t steps() const noexcept { return resources_.steps.get(); }
 
  private:
   // Tokens of what is no connection have generation 0, which no connection has.
@@ -77,18 +90,29 @@ class core {
   template <class Action>
   void for_each_connection(Action action) noexcept;
   [[nodiscard]] bool drained() const noexcept;
+  [[gnu::hot]] void run_completed() noexcept;
+  [[nodiscard]] bool jobs_left() const noexcept {
+    return resources_.slots.in_use() != 0 || resources_.helpers->outstanding() != 0;
+  }
+  void drop_queued_jobs() noexcept;
+  void be_patient() noexcept;
+  void give_up() noexcept;
+  void report_stuck(const slot* serves, std::int64_t for_ns) const;
+  void end_helpers() noexcept;
 
   const settings settings_;
   sys::numa_region slot_memory_;
   sys::numa_region buffer_memory_;
   core_resources resources_;
   std::vector<std::unique_ptr<acceptor>> acceptors_;
-  bool halted_ = false;
+  bool halting_ = false;   // what is left waits for helpers
+  bool given_up_ = false;  // and was given up
 
-  struct grace_timer : detail::timer_node {
+  struct own_timer : detail::timer_node {
     core* owner = nullptr;
   };
-  grace_timer grace_timer_;
+  own_timer grace_timer_;
+  own_timer patience_timer_;
 };
 
 }  // namespace percore::engine

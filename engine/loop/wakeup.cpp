@@ -78,6 +78,9 @@ int wakeup::unshare_descriptors() noexcept {
 
 bool wakeup::thread_has_own_descriptors() noexcept { return known_serial != shared_table; }
 
+std::uint64_t wakeup::table() noexcept { return known_serial; }
+void wakeup::share_table(std::uint64_t table) noexcept { known_serial = table; }
+
 void wakeup::close_orphans() noexcept {
   std::lock_guard lock(all_orphans().mutex);
   for (const int fd : all_orphans().descriptors) (void)sys::close(fd);

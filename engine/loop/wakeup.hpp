@@ -25,6 +25,10 @@ class wakeup {
   // Gives the calling thread a descriptor table of its own, with a copy of every wake-up made so far. 0, or -errno.
   static int unshare_descriptors() noexcept;
   [[nodiscard]] static bool thread_has_own_descriptors() noexcept;
+  // A thread that shares the table of the thread which has started it (a helper of a core) says so first, with what
+  // that one's table() answered.
+  static std::uint64_t table() noexcept;
+  static void share_table(std::uint64_t table) noexcept;
   // Closes what died on threads with tables of their own. On a thread of the process's table.
   static void close_orphans() noexcept;
 

@@ -29,6 +29,11 @@ std::size_t server::add_listener_fd(int fd, detail::handler handler, listen_opti
   return state_->add_listener(nullptr, fd, std::move(handler), std::move(options));
 }
 
+std::size_t server::add_blocking_listener(const address* where, int fd, blocking_listener handler,
+                                          listen_options options) {
+  return state_->add_listener(where, fd, {}, std::move(options), std::move(handler));
+}
+
 void server::start() { state_->start(); }
 void server::serve() { state_->serve(); }
 void server::wait() { state_->wait(); }

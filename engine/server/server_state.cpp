@@ -48,6 +48,23 @@ server_options checked(server_options options) {
   require(options.max_connections_per_core <= most_connections_per_core * 16,
           "max_connections_per_core must be at most 4194304");
   (void)timeout_ms(options.shutdown_grace, "shutdown_grace");
+  if (!options.stalls.threshold) {
+#if defined(NDEBUG) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    options.stalls.threshold.emplace(0);
+#else
+    options.stalls.threshold.emplace(100);
+#endif
+  }
+  require(options.stalls.threshold->count() >= 0 && *options.stalls.threshold <= std::chrono::hours(1),
+          "stalls.threshold must be from 0 to 1 h");
+  const helper_options& helpers = options.helpers;
+  require(helpers.most_per_core >= 1 && helpers.most_per_core <= helpers::most_helpers,
+          "helpers.most_per_core must be from 1 to 4096");
+  require(helpers.floor <= helpers.most_per_core, "helpers.floor must be at most helpers.most_per_core");
+  require(helpers.most >= 1, "helpers.most must be at least 1");
+  require(helpers.queue >= 1 && helpers.queue <= 1'048'576, "helpers.queue must be from 1 to 1048576");
+  (void)timeout_ms(helpers.idle_lifetime, "helpers.idle_lifetime");
+  (void)timeout_ms(helpers.patience, "helpers.patience");
   require(options.handshake_budget.count() >= 1 && options.handshake_budget <= std::chrono::seconds(1),
           "handshake_budget must be from 1 us to 1 s");
   return options;
@@ -67,6 +84,7 @@ server_state::server_state(server& face, server_options options)
       options_(checked(std::move(options))),
       limits_(options_.max_connections, options_.max_accepted),
       ended_(std::make_shared<loop::wakeup>()) {
+  helpers_cap_.most = options_.helpers.most;
   limits_.on_last_accepted = [this] { begin_shutdown(options_.shutdown_grace); };
   limits_.on_room = [this] { signal_all(core::signal_room); };
   limits_.on_shared_pause = [this] { signal_all(core::signal_shared_pause); };
@@ -76,18 +94,21 @@ server_state::~server_state() {
   begin_halt();
   wait();
   close_adopted();
+  for (auto& l : listeners_) l->group.reset();  // helpers that are stuck may keep the rest
   if (!loop::wakeup::thread_has_own_descriptors()) loop::wakeup::close_orphans();
 }
 
-std::size_t server_state::add_listener(const address* where, int fd, detail::handler handler,
-                                       listen_options options) {
+std::size_t server_state::add_listener(const address* where, int fd, detail::handler handler, listen_options options,
+                                       blocking_listener blocking) {
   if (started_) throw std::logic_error("percore: listen() after start()");
-  auto made = std::make_unique<listener>();
+  auto made = std::make_shared<listener>();
   made->adopted_fd = fd;
   listeners_.reserve(listeners_.size() + 1);
   if (where != nullptr) made->where = *where;
   listener_config& config = made->config;
   config.handler = std::move(handler);
+  config.blocking = std::move(blocking.handler);
+  config.wait_for_client = blocking.start == handler_start::client_speaks;
   config.index = listeners_.size();
   config.read_timeout_ms = timeout_ms(options.read_timeout, "read_timeout");
   config.write_timeout_ms = timeout_ms(options.write_timeout, "write_timeout");
@@ -128,6 +149,11 @@ void server_state::start() {
     start_threads();
     wait_until_prepared();
     warn_of_distant_memory();
+    if (options_.stalls.threshold->count() != 0) {
+      watch_ = std::make_unique<stall_watch>(options_.stalls, options_.thread_name);
+      for (std::size_t i = 0; i < cores_.size(); ++i) watch_->add(*cores_[i], threads_[i].kernel_id());
+      watch_->start();
+    }
     listen_all();
     if (options_.private_descriptors) {
       for (auto& l : listeners_) l->group->close_here();  // each core has its own by now
@@ -228,6 +254,7 @@ void server_state::abort_start() noexcept {
     gate_ = gate::aborted;
     changed_.notify_all();
   }
+  watch_.reset();
   for (auto& thread : threads_) thread.join();  // none serves yet: they stop at the gate
   started_ = false;
   threads_.clear();
@@ -271,7 +298,15 @@ void server_state::prepare_core(std::size_t index) {
   settings.on_tls_failure = options_.on_tls_failure;
   settings.grace_end_ns = &grace_end_ns_;
   settings.stop_requested = &stopping_;
-  auto made = std::make_unique<core>(settings, std::move(wakeups_[index]));
+  settings.helpers = helper_settings(index);
+  settings.helper_patience_ns = std::chrono::nanoseconds(options_.helpers.patience).count();
+  settings.on_stuck_helper = options_.helpers.on_stuck;
+  auto made = std::make_shared<core>(settings, std::move(wakeups_[index]));
+  made->held_with_it = [this, index] {
+    // What a handler may still use: the core's memory and its listener's settings.
+    return std::make_shared<std::pair<std::shared_ptr<core>, std::vector<std::shared_ptr<listener>>>>(cores_[index],
+                                                                                                      listeners_);
+  };
   for (auto& l : listeners_) {
     if (l->config.tls) made->prepare_tls(l->config.tls);
     acceptor::settings listening;
@@ -287,6 +322,21 @@ void server_state::prepare_core(std::size_t index) {
   cores_[index] = std::move(made);
   ++prepared_;
   changed_.notify_all();
+}
+
+helpers::pool_settings server_state::helper_settings(std::size_t index) {
+  const helper_options& wanted = options_.helpers;
+  helpers::pool_settings result;
+  result.name = options_.thread_name.substr(0, 7) + "/" + std::to_string(index);
+  if (plan_.pin) result.cpus = plan_.cores[index].helper_cpus;
+  result.floor = wanted.floor;
+  result.most = wanted.most_per_core;
+  result.queue = wanted.queue;
+  result.wait_when_full = wanted.at_full == full_queue::wait;
+  result.idle_lifetime_ns = std::chrono::nanoseconds(wanted.idle_lifetime).count();
+  result.stack_bytes = wanted.stack_bytes;
+  result.cap = &helpers_cap_;
+  return result;
 }
 
 void server_state::run_core(std::size_t index) noexcept {
@@ -311,7 +361,10 @@ void server_state::run_core(std::size_t index) noexcept {
         changed_.wait(lock, [this] { return listening_ == cores_.size() || gate_ == gate::aborted; });
         go = gate_ != gate::aborted;
       }
-      if (go) self.run();
+      if (go) {
+        if (options_.stalls.threshold->count() != 0) sys::let_signal_through(options_.stalls.signal);
+        self.run();
+      }
     }
     end_core(index);
   } catch (...) {
@@ -383,6 +436,7 @@ void server_state::wait() {
     changed_.wait(lock, [this] { return running_ == 0; });
   }
   std::lock_guard joining(join_mutex_);
+  if (watch_) watch_->stop();
   for (auto& thread : threads_) thread.join();
 }
 
@@ -422,6 +476,7 @@ server_stats server_state::stats() const {
   if (!started_) return result;
   for (const auto& c : cores_) {
     result.cores.push_back(c->stats());
+    if (watch_) result.cores.back().stalls = watch_->stalls(result.cores.size() - 1);
     result.total += result.cores.back();
   }
   for (const auto& l : listeners_) {

@@ -13,6 +13,7 @@
 
 #include "engine/core/core.hpp"
 #include "engine/core/limits.hpp"
+#include "engine/core/stall_watch.hpp"
 #include "engine/sys/listen_group.hpp"
 #include "engine/sys/threads.hpp"
 
@@ -25,7 +26,9 @@ class server_state {
   server_state(server& face, server_options options);
   ~server_state();
 
-  std::size_t add_listener(const address* where, int fd, detail::handler handler, listen_options options);
+  // With one of the two kinds of handler.
+  std::size_t add_listener(const address* where, int fd, detail::handler handler, listen_options options,
+                           blocking_listener blocking = {});
   void start();
   void serve();
   void wait();
@@ -58,6 +61,7 @@ class server_state {
   void start_threads();
   void run_core(std::size_t index) noexcept;
   void prepare_core(std::size_t index);
+  [[nodiscard]] helpers::pool_settings helper_settings(std::size_t index);
   void wait_until_prepared();
   void warn_of_distant_memory() const;
   void abort_start() noexcept;
@@ -69,11 +73,13 @@ class server_state {
   server& face_;
   const server_options options_;
   shared_limits limits_;
-  std::vector<std::unique_ptr<listener>> listeners_;
+  helpers::shared_cap helpers_cap_;
+  std::vector<std::shared_ptr<listener>> listeners_;
   placement_plan plan_;
   // Cores stay after their end, for stats(). Declared after the groups that their acceptors release.
-  std::vector<std::unique_ptr<core>> cores_;
+  std::vector<std::shared_ptr<core>> cores_;
   std::vector<sys::core_thread> threads_;
+  std::unique_ptr<stall_watch> watch_;
   std::vector<loop::wakeup> wakeups_;  // one for each core until it takes its own
   std::atomic<bool> started_{false};
   std::atomic<bool> stopping_{false};

@@ -1,5 +1,6 @@
 #include "engine/sys/calls.hpp"
 
+#include <linux/futex.h>
 #include <sys/syscall.h>
 
 #include <atomic>
@@ -39,6 +40,24 @@ int epoll_wait(int epoll_fd, epoll_event* events, int capacity, std::int64_t tim
   constexpr std::int64_t longest_ms = 1'000'000'000;  // fits an int; a longer wait is waited for in parts
   const std::int64_t ms = (timeout_ns + 999'999) / 1'000'000;
   return or_errno(::epoll_wait(epoll_fd, events, capacity, static_cast<int>(ms < longest_ms ? ms : longest_ms)));
+}
+
+int futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected, std::int64_t timeout_ns) noexcept {
+  static_assert(sizeof word == sizeof expected && std::atomic<std::uint32_t>::is_always_lock_free);
+  PERCORE_FAULT_POINT(futex_wait, -1);
+  timespec timeout{};
+  timeout.tv_sec = timeout_ns / 1'000'000'000;
+  timeout.tv_nsec = timeout_ns % 1'000'000'000;
+  return static_cast<int>(or_errno(::syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, expected,
+                                             timeout_ns < 0 ? nullptr : &timeout, nullptr, 0)));
+}
+
+int signal_thread(pid_t thread, int signal) noexcept {
+  return static_cast<int>(or_errno(::syscall(SYS_tgkill, ::getpid(), thread, signal)));
+}
+
+int futex_wake(const std::atomic<std::uint32_t>& word, int count) noexcept {
+  return static_cast<int>(or_errno(::syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, count, nullptr, nullptr, 0)));
 }
 
 }  // namespace percore::sys

@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -292,6 +293,17 @@ inline int getrlimit(int resource, rlimit* limit) noexcept {
 inline int sigaction(int signal, const struct sigaction* action, struct sigaction* previous) noexcept {
   return or_errno(::sigaction(signal, action, previous));
 }
+
+// --- threads ---------------------------------------------------------------------------------------------
+
+// futex(2), private to the process: sleeps while `word` is `expected`, at most `timeout_ns` (negative: no limit). 0
+// when woken, -EAGAIN when it was another value, -ETIMEDOUT, -EINTR; the caller looks at the word in any case.
+int futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected, std::int64_t timeout_ns) noexcept;
+// Wakes up to `count` threads that sleep on `word`.
+int futex_wake(const std::atomic<std::uint32_t>& word, int count) noexcept;
+
+// Sends a signal to one thread of this process (tgkill(2)).
+int signal_thread(pid_t thread, int signal) noexcept;
 
 // --- memory and time -------------------------------------------------------------------------------------
 

@@ -22,9 +22,10 @@ namespace {
 constexpr std::array<const char*, call_count> names = {
     "accept4",       "bind",          "chmod",         "clock_gettime", "close",      "connect",
     "epoll_create1", "epoll_ctl_add", "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd",
-    "fcntl",         "getsockname",   "getsockopt",    "listen",        "lstat",      "mmap",
-    "poll",          "read",          "recv",          "send",          "sendmsg",    "setsockopt",
-    "shutdown",      "socket",        "unlink",        "unshare",       "write"};
+    "fcntl",         "futex_wait",    "getsockname",   "getsockopt",    "listen",     "lstat",
+    "mmap",          "poll",          "read",          "recv",          "send",       "sendmsg",
+    "setsockopt",    "shutdown",      "socket",        "thread_create", "unlink",     "unshare",
+    "write"};
 static_assert(names.back() != nullptr);
 
 constexpr std::size_t index_of(call which) noexcept {

@@ -13,6 +13,7 @@
 #include <percore/placement.hpp>
 #include <system_error>
 
+#include "engine/sys/faults.hpp"
 #include "engine/sys/numa_memory.hpp"
 #include "engine/sys/topology.hpp"
 
@@ -38,7 +39,9 @@ struct start_state {
   pid_t kernel_id = 0;
 };
 
-int pin_calling_thread(const std::vector<unsigned>& cpus) noexcept {
+// Calls `use` with a set of these CPUs and its size in bytes, and answers what it answers. Without CPUs: 0.
+template <class Use>
+int with_cpu_set(const std::vector<unsigned>& cpus, Use use) noexcept {
   if (cpus.empty()) return 0;
   const unsigned highest = *std::max_element(cpus.begin(), cpus.end());
   if (highest >= cpu_index_limit) return EINVAL;
@@ -49,7 +52,13 @@ int pin_calling_thread(const std::vector<unsigned>& cpus) noexcept {
   const std::size_t bytes = CPU_ALLOC_SIZE(highest + 1);
   CPU_ZERO_S(bytes, set.get());
   for (const unsigned cpu : cpus) CPU_SET_S(cpu, bytes, set.get());
-  return pthread_setaffinity_np(pthread_self(), bytes, set.get());
+  return use(bytes, set.get());
+}
+
+int pin_calling_thread(const std::vector<unsigned>& cpus) noexcept {
+  return with_cpu_set(cpus, [](std::size_t bytes, const cpu_set_t* set) {
+    return pthread_setaffinity_np(pthread_self(), bytes, set);
+  });
 }
 
 // noexcept: an exception from the body ends the process here, with the thread's stack still there to look at.
@@ -161,6 +170,50 @@ void core_thread::join() {
   if (const int error = pthread_join(thread_, nullptr)) fail(error, "cannot join a thread");
   running_ = false;
   kernel_id_ = 0;
+}
+
+int start_thread(pthread_t& made, void* (*body)(void*), void* argument, const std::vector<unsigned>& first_cpus,
+                 std::size_t stack_bytes) noexcept {
+#ifdef PERCORE_FAULTS
+  if (const auto verdict = before_call(call::thread_create, -1, 0); verdict.injected) {
+    return static_cast<int>(verdict.result);
+  }
+#endif
+  const std::size_t stack =
+      round_up_to_pages(std::max(stack_bytes, static_cast<std::size_t>(PTHREAD_STACK_MIN)));
+  const auto create_on = [&](const std::vector<unsigned>& cpus) {
+    pthread_attr_t attributes;
+    if (const int error = pthread_attr_init(&attributes)) return error;
+    int error = pthread_attr_setstacksize(&attributes, stack);
+    if (error == 0) {
+      // So that it need not wait for the calling thread's CPU before it can leave it.
+      (void)with_cpu_set(cpus, [&attributes](std::size_t bytes, const cpu_set_t* set) {
+        return pthread_attr_setaffinity_np(&attributes, bytes, set);
+      });
+      const inherited_signal_mask mask;
+      error = pthread_create(&made, &attributes, body, argument);
+    }
+    (void)pthread_attr_destroy(&attributes);
+    return error;
+  };
+  int error = create_on(first_cpus);
+  if (error == EINVAL && !first_cpus.empty()) error = create_on({});
+  return -error;
+}
+
+void name_this_thread(const std::string& name) noexcept {
+  char text[longest_name + 1] = {};
+  name.copy(text, longest_name);
+  (void)pthread_setname_np(pthread_self(), text);
+}
+
+void move_this_thread(const std::vector<unsigned>& cpus) noexcept { (void)pin_calling_thread(cpus); }
+
+void let_signal_through(int signal) noexcept {
+  sigset_t one;
+  (void)sigemptyset(&one);
+  (void)sigaddset(&one, signal);
+  (void)pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
 }
 
 core_thread& core_thread::operator=(core_thread&& other) noexcept {

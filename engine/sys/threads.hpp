@@ -56,4 +56,18 @@ class core_thread {
   bool running_ = false;
 };
 
+// Starts a thread of the process without waiting until it runs, as a core does for its helpers: 0, or a negative errno.
+// It shares the calling thread's descriptor table. Signals are blocked in it as in a core_thread. Somebody must join or
+// detach it.
+//
+// first_cpus   where it is to begin; empty, or none of them allowed: where the calling thread may run
+// stack_bytes  as for core_thread
+int start_thread(pthread_t& made, void* (*body)(void*), void* argument, const std::vector<unsigned>& first_cpus,
+                 std::size_t stack_bytes) noexcept;
+// Of the calling thread: its name (cut to 15 bytes), and the CPUs it may run on from now on; as far as the kernel
+// agrees.
+void name_this_thread(const std::string& name) noexcept;
+void move_this_thread(const std::vector<unsigned>& cpus) noexcept;
+void let_signal_through(int signal) noexcept;
+
 }  // namespace percore::sys

@@ -19,6 +19,7 @@
 #include <percore/connection_handle.hpp>
 #include <percore/detail/links.hpp>
 #include <percore/error.hpp>
+#include <percore/offload.hpp>
 #include <percore/tls.hpp>
 
 struct ssl_st;  // OpenSSL's SSL
@@ -312,6 +313,22 @@ class connection {
   }
   // Lets everything else that is ready on this core run first.
   detail::yield_awaiter yield() noexcept { return detail::yield_awaiter(*this); }
+
+  // --- work that blocks or burns CPU -----------------------------------------------------------------------
+
+  // Runs f() on a helper thread of this core (server_options::helpers) while this core serves others, and goes on here
+  // with what it has returned or thrown: `if (auto row = co_await conn.offload(query)) use(*row);`. What f refers to in
+  // the handler stays as it is meanwhile, views of this connection's bytes included; but f must not call the
+  // connection. Without a value f did not run: the connection had ended or has ended before a helper was free (its
+  // error() tells why), no helper was free within `timeout` (errc::timed_out; 0: any time will do), or the queue was
+  // full (errc::queue_full, if so chosen by helper_options::at_full). Once begun, f runs to its end and is waited for,
+  // also when the connection ends; an f that takes a `const offload_token&` can ask it whether anybody still waits.
+  //
+  // f is a named function object, or a temporary one without destructor: g++ 12 destroys others twice.
+  template <class F>
+  auto offload(F&& f, std::chrono::nanoseconds timeout = std::chrono::nanoseconds{0}) noexcept {
+    return detail::offload_awaiter<F&&>(this, static_cast<F&&>(f), timeout);
+  }
 
   // Timeouts; 0 is none. They start from listen_options and apply from the next wait on. Resolution 1 ms, at most
   // 49 days (2^32 - 1 ms). What each one means is documented at listen_options.

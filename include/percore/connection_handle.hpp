@@ -16,6 +16,10 @@ namespace percore {
 
 class connection;
 
+namespace engine {
+class core;
+}
+
 // What became of something posted to a core.
 enum class post_result {
   posted,      // it is in the core's mailbox and will run, or be told that the connection is gone
@@ -81,6 +85,7 @@ class connection_handle {
 
  private:
   friend class connection;
+  friend class engine::core;
   connection_handle(std::shared_ptr<detail::mailbox_link> link, unsigned core, std::uint32_t slot,
                     std::uint32_t generation) noexcept
       : link_(std::move(link)), core_(core), slot_(slot), generation_(generation) {}

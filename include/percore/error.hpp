@@ -18,6 +18,7 @@ enum class errc {
   tls_failed,         // a handshake or a record of TLS was not good; connection::tls_error() says what was wrong
   truncated,          // the peer's FIN came without TLS's close_notify: what was read may not be all that was sent
   plaintext_injected, // start_tls: the peer had sent more in plain already (see buffered_plaintext)
+  queue_full,         // offload: the queue to the helper threads has no room (helper_options::at_full)
 };
 
 const std::error_category& error_category() noexcept;

@@ -1,6 +1,8 @@
 // What a server and its listeners can be told.
 #pragma once
 
+#include <signal.h>
+
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -9,8 +11,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <percore/address.hpp>
+#include <percore/connection_handle.hpp>
 #include <percore/placement.hpp>
 #include <percore/socket_options.hpp>
 #include <percore/tls.hpp>
@@ -25,8 +29,73 @@ enum class limit_policy {
   refuse,  // accept and reset at once: clients learn it immediately; counted in stats().refused_limit
 };
 
+// What a core does with work for its helpers when the queue to them is full.
+enum class full_queue {
+  wait,    // it waits on the core, in order, and its connection with it: clients feel the backpressure
+  refuse,  // errc::queue_full; a connection for a blocking handler is reset
+};
+
+// A helper thread that has not come back when its server ended.
+struct stuck_helper {
+  std::size_t core = 0;
+  bool serves_connection = false;  // else it runs something without one, and the rest says nothing
+  std::size_t listener = 0;
+  address peer;
+  std::chrono::nanoseconds running{0};  // since it has begun
+};
+
+// The helper threads of each core, for what blocks or burns CPU: connection::offload and blocking handlers. Without
+// such work there are none. They are bound to the CPUs of core_placement::helper_cpus and named as their core's thread with
+// ".0", ".1", ... behind it.
+struct helper_options {
+  unsigned floor = 0;           // threads of each core that stay when they are idle
+  unsigned most_per_core = 64;  // 1 to 4096. A blocking handler keeps one as long as its connection lives.
+  // Over all cores, at least 1. A core that finds them all with others waits until some of those have retired.
+  unsigned most = 4096;
+  std::size_t queue = 1024;     // jobs that wait for a helper of one core, 1 to 1,048,576
+  full_queue at_full = full_queue::wait;
+  // Above the floor, a thread that has had nothing to do for so long ends (a quarter of it later at the latest).
+  std::chrono::milliseconds idle_lifetime{10'000};
+  std::size_t stack_bytes = 1024 * 1024;  // of each thread; plain pages, touched only as needed
+  // How long halt(), or the end of a shutdown's grace, waits for helpers that run something. Those that are not back
+  // then are reported to on_stuck and left to themselves: the memory of their core stays until they return, if ever,
+  // and what they run must not touch anything that has ended with the server.
+  std::chrono::milliseconds patience{1'000};
+  // Called on the core's thread; must not throw. Default: a line on standard error.
+  std::function<void(const stuck_helper&)> on_stuck;
+};
+
+// Something that has kept a core from everything else: a step of a handler (from where it goes on to where it waits
+// again), or a posted function.
+struct stall {
+  std::size_t core = 0;
+  bool in_handler = false;  // else listener, connection and peer say nothing
+  std::size_t listener = 0;
+  connection_handle connection;
+  address peer;
+  std::chrono::nanoseconds duration{0};  // so far: it may go on
+  std::vector<void*> frames;             // return addresses of the core's thread, the innermost first
+  std::vector<std::string> symbols;      // the same as text, with names if the program has them (link with -rdynamic)
+  std::uint64_t unreported = 0;          // stalls of this core since its last report
+};
+
+// A thread that looks whether the cores get on. It costs them two stores for each step of a handler whether it is on or
+// not, and nothing more until one stalls.
+struct stall_options {
+  // What counts as a stall, 1 ms to 1 h; 0: there is no watch. Unset: 100 ms in debug builds of the library, else 0.
+  std::optional<std::chrono::milliseconds> threshold;
+  // At most once a second for each core, on the watch's thread, while it still stalls; must not throw nor wait for the
+  // server's end. Default: lines on standard error.
+  std::function<void(const stall&)> on_stall;
+  // Sent to the core's thread for its backtrace. What it blocks in may then end with EINTR (signal(7)), once for each
+  // report. An action that the program has for it is called for signals that are not ours.
+  int signal = SIGURG;
+};
+
 struct server_options {
   placement_options placement;
+  helper_options helpers;
+  stall_options stalls;
 
   // Open connections per core, at most 4,194,304; 0: what RLIMIT_NOFILE allows, at most 262,144. The slots for all
   // of them are reserved as address space at start and take memory only once used.

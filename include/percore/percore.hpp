@@ -2,10 +2,12 @@
 #pragma once
 
 #include <percore/address.hpp>
+#include <percore/blocking.hpp>
 #include <percore/bytes_view.hpp>
 #include <percore/connection.hpp>
 #include <percore/connection_handle.hpp>
 #include <percore/error.hpp>
+#include <percore/offload.hpp>
 #include <percore/options.hpp>
 #include <percore/placement.hpp>
 #include <percore/server.hpp>

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <percore/address.hpp>
+#include <percore/blocking.hpp>
 #include <percore/connection.hpp>
 #include <percore/connection_handle.hpp>
 #include <percore/options.hpp>
@@ -84,6 +85,13 @@ class server {
   std::size_t listen(const address& where, T& object, M member, listen_options options = {}) {
     return listen(where, member_of(object, member), std::move(options));
   }
+  // A blocking handler: listen("127.0.0.1:5000", percore::blocking([](percore::blocking_connection& conn) { ... })).
+  std::size_t listen(const address& where, blocking_listener handler, listen_options options = {}) {
+    return add_blocking_listener(&where, -1, std::move(handler), std::move(options));
+  }
+  std::size_t listen_fd(int fd, blocking_listener handler, listen_options options = {}) {
+    return add_blocking_listener(nullptr, fd, std::move(handler), std::move(options));
+  }
   // Adopts a descriptor that is bound and listens already (as systemd passes them). Once this returns the server owns
   // it and closes it, also when start() fails. All cores accept from it.
   template <connection_handler F>
@@ -140,6 +148,7 @@ class server {
   }
   std::size_t add_listener(const address& where, detail::handler handler, listen_options options);
   std::size_t add_listener_fd(int fd, detail::handler handler, listen_options options);
+  std::size_t add_blocking_listener(const address* where, int fd, blocking_listener handler, listen_options options);
   post_result post_message(std::size_t core, detail::message&& what);
 
   std::shared_ptr<engine::server_state> state_;

@@ -1,6 +1,8 @@
 // Counters of a server, per core and summed.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -9,6 +11,37 @@
 #include <percore/socket_options.hpp>
 
 namespace percore {
+
+// How long something took, counted by powers of two.
+struct time_histogram {
+  static constexpr std::size_t buckets = 24;
+  // counts[0]: below 1 us; counts[i]: from 2^(i-1) us to below 2^i us; the last one: all that is longer (from 4.2 s).
+  std::array<std::uint64_t, buckets> counts{};
+
+  [[nodiscard]] std::uint64_t total() const noexcept;
+  // An upper bound, in microseconds, of the time that `share` (0 to 1) of them did not exceed; 0 when there are none.
+  [[nodiscard]] std::uint64_t quantile_us(double share) const noexcept;
+  time_histogram& operator+=(const time_histogram& other) noexcept;
+};
+
+// The helper threads of a core: see server_options::helpers. In a sum over cores the high-water marks are added too.
+struct helper_stats {
+  std::uint64_t alive = 0;        // threads now
+  std::uint64_t most_alive = 0;   // high-water mark of it
+  std::uint64_t spawned = 0;      // threads started
+  std::uint64_t retired = 0;      // ... and ended again because they were idle
+  std::uint64_t refused = 0;      // threads that the kernel refused to start
+  std::uint64_t queued = 0;       // jobs in the queue now
+  std::uint64_t most_queued = 0;  // high-water mark of it
+  std::uint64_t submitted = 0;    // jobs given to the helpers
+  std::uint64_t full = 0;         // jobs that found the queue full, whether they then waited or were refused
+  std::uint64_t cancelled = 0;    // jobs taken back before a helper had them
+  std::uint64_t woken = 0;        // helpers that had to be woken for a job
+  time_histogram wait;            // from the turn of the loop that submitted a job to a helper's beginning with it
+  time_histogram run;             // on the helper
+
+  helper_stats& operator+=(const helper_stats& other) noexcept;
+};
 
 // Each core writes its own with plain stores; a reader on another thread sees each counter whole, and the set as of
 // about the same moment. All count from start() except `active`.
@@ -35,6 +68,7 @@ struct core_stats {
   std::uint64_t events = 0;              // readiness events that they brought
   std::uint64_t messages = 0;            // mailbox messages run
   std::uint64_t halted = 0;              // connections whose handler was ended by halt() or the end of a grace
+  std::uint64_t stalls = 0;              // times that something kept the core longer than stall_options::threshold
 
   // TLS, for listeners and start_tls alike.
   std::uint64_t tls_handshakes = 0;  // done, resumed ones included
@@ -58,6 +92,8 @@ struct core_stats {
   std::uint64_t tls_failed_alert = 0;
   std::uint64_t tls_failed_protocol = 0;
   std::uint64_t tls_failed_internal = 0;
+
+  helper_stats helpers;
 
   core_stats& operator+=(const core_stats& other) noexcept;
 };

@@ -84,6 +84,39 @@ class Bodies(unittest.TestCase):
             self.assertEqual(server.end(), 0)
             self.assertEqual(server.counter("frames_on_heap"), 0)
 
+    def test_ways_to_sleep(self):
+        for how in ("timer", "offload", "blocking", "inline"):
+            with self.subTest(how=how), Server("--sleep-ms", "20", "--sleep-how", how, "--cores", "1", "--helpers", "20",
+                                               "--stats") as server:
+                clients = [server.client() for _ in range(20)]
+                for client in clients:
+                    client.send(GET)
+                for client in clients:
+                    self.assertEqual(client.response()[0], 200)
+                for client in clients:
+                    client.socket.close()
+                self.assertEqual(server.end(), 0)
+                self.assertEqual(sum(requests for _, requests in server.cores()), 20)
+                self.assertEqual(server.counter("helpers_submitted"), 20 if how in ("offload", "blocking") else 0)
+
+    def test_blocking_handlers_serve_all_kinds_of_requests(self):
+        with Server("--sleep-how", "blocking", "--cores", "1") as server:
+            with server.client() as client:
+                self.assertEqual(client.ask()[0], 200)
+                client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"b" * 100000 + GET)
+                self.assertEqual(client.response()[0], 200)
+                self.assertEqual(client.response()[0], 200)
+                client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + GET)
+                self.assertEqual(client.response()[0], 200)
+                self.assertEqual(client.response()[0], 200)
+            with server.client() as client:
+                client.send(b"nonsense\r\n\r\n")
+                self.assertEqual(client.response()[0], 400)
+            with server.client() as client:
+                client.send(b"GET / HTTP/1.1\r\nHost: x\r\nx: " + b"y" * 9000 + b"\r\n\r\n")
+                self.assertEqual(client.response()[0], 431)
+            self.assertEqual(server.end(), 0)
+
 
 class Listening(unittest.TestCase):
     def test_addresses(self):
@@ -303,6 +336,7 @@ class CommandLine(unittest.TestCase):
         for options in (["--nonsense"], ["-x"], ["extra"], ["--listen"], ["--listen", "nonsense"],
                         ["--listen", "127.0.0.1:99999"], ["--listen", "unix:"], ["--body", "x"], ["--body", "-1"],
                         ["--body", "9999999999"], ["--keep-alive", "yes"], ["--sleep-ms", "1.5"],
+                        ["--sleep-how", "well"], ["--helpers", "0"], ["--helpers", "5000"],
                         ["--aes128", "--sha256"], ["--cores", "0"], ["--cores", "9999"], ["--cpus", "3-1"],
                         ["--cpus", "8000"], ["--cpus", "0", "--cores", "1"], ["--unit", "socket"],
                         ["--numa-nodes", "x"], ["--numa-nodes", ""], ["--numa-nodes", "1-0"],

@@ -99,6 +99,13 @@ class test_server {
     server_.start();
   }
 
+  explicit test_server(blocking_listener handler, server_options options = one_core(), listen_options listening = {},
+                       std::string_view where = "127.0.0.1:0")
+      : server_(std::move(options)) {
+    server_.listen(where, std::move(handler), std::move(listening));
+    server_.start();
+  }
+
   server* operator->() noexcept { return &server_; }
   server& operator*() noexcept { return server_; }
   [[nodiscard]] address where(std::size_t listener = 0) const { return server_.local_address(listener); }

@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -329,6 +330,74 @@ TEST_CASE_FIXTURE(clean_process, "mailbox: a post that meets a close either runs
     threads.clear();
     REQUIRE(ran == posted);
     REQUIRE(box.empty());
+  }
+}
+
+struct returned : detail::completion {
+  std::atomic<bool> away{false};
+  std::uint64_t count = 0;
+};
+
+TEST_CASE_FIXTURE(clean_process, "mailbox: what is given back comes in order, and keeps the core from sleeping") {
+  mailbox box(2, loop::wakeup());
+  std::array<returned, 3> nodes;
+  CHECK(box.take_completed() == nullptr);
+  CHECK(box.prepare_to_sleep());
+  for (auto& node : nodes) box.complete(node);
+  CHECK(wakes(box) == 1);  // the first one wakes, the others need not
+  CHECK_FALSE(box.prepare_to_sleep());
+  detail::completion* next = box.take_completed();
+  for (auto& node : nodes) {
+    REQUIRE(next == &node);
+    next = next->next_completed;
+  }
+  CHECK(next == nullptr);
+  CHECK(box.take_completed() == nullptr);
+  CHECK(box.prepare_to_sleep());
+}
+
+// Nodes as few as a small core's slots, given back again and again by several threads, to a core that sleeps whenever
+// it may: each comes back as often as it was given.
+TEST_CASE_FIXTURE(clean_process, "mailbox: ten million nodes are given back by four threads, and none is lost") {
+  constexpr std::size_t threads = 4;
+  constexpr std::size_t nodes_of_each = 64;
+  constexpr std::uint64_t rounds = sanitized ? 1'000 : 40'000;
+  mailbox box(2, loop::wakeup());
+  std::array<std::array<returned, nodes_of_each>, threads> nodes;
+  std::vector<std::thread> helpers;
+  for (auto& mine : nodes) {
+    helpers.emplace_back([&box, &mine] {
+      for (std::uint64_t round = 0; round < rounds; ++round) {
+        for (auto& node : mine) {
+          while (node.away.load(std::memory_order_acquire)) std::this_thread::yield();
+          node.away.store(true, std::memory_order_relaxed);
+          box.complete(node);
+        }
+      }
+    });
+  }
+  std::uint64_t total = 0;
+  while (total < threads * nodes_of_each * rounds) {
+    if (box.prepare_to_sleep()) {
+      pollfd entry{box.wakeup_fd(), POLLIN, 0};
+      if (::poll(&entry, 1, 30'000) == 0) break;  // a wake-up was lost
+      box.awake();
+      box.drain_wakeup();
+    }
+    detail::completion* next = box.take_completed();
+    while (next != nullptr) {
+      auto& node = static_cast<returned&>(*next);
+      next = next->next_completed;
+      ++node.count;
+      ++total;
+      node.away.store(false, std::memory_order_release);
+    }
+  }
+  CHECK(total == threads * nodes_of_each * rounds);
+  if (total != threads * nodes_of_each * rounds) std::abort();
+  for (auto& helper : helpers) helper.join();
+  for (const auto& mine : nodes) {
+    for (const auto& node : mine) CHECK(node.count == rounds);
   }
 }
 

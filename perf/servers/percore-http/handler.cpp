@@ -6,6 +6,7 @@
 #include <array>
 #include <span>
 #include <string>
+#include <thread>
 
 #include "perf/servers/percore-http/chunked_decoder.hpp"
 
@@ -77,7 +78,7 @@ request_batch::then core_state::judge(std::string_view rest, request& head) noex
 
 application::application(const handler_options& options, body_kind kind, std::size_t body_bytes,
                          std::size_t cores)
-    : options_(options), layout_(kind, body_bytes), cores_(cores) {
+    : options_(options), layout_(kind, body_bytes), cores_(cores), helpers_answered_(cores) {
   // What OpenSSL lacks is found out now and not at the first connection.
   core_state trial(options_, layout_, all_slow());
   (void)trial.responses.take(true, 1, std::chrono::steady_clock::now());
@@ -167,7 +168,18 @@ task<bool> serve_slow(connection& conn, core_state& core, const handler_options&
 
   if (options.sleep.count() != 0) {
     conn.release_view();  // so that the core may lend the buffer to others meanwhile
-    if (!co_await conn.sleep_for(options.sleep)) co_return false;
+    switch (options.how) {
+      case sleep_kind::timer:
+        if (!co_await conn.sleep_for(options.sleep)) co_return false;
+        break;
+      case sleep_kind::offload:
+        if (!co_await conn.offload([&options] { std::this_thread::sleep_for(options.sleep); })) co_return false;
+        break;
+      case sleep_kind::block:
+      case sleep_kind::inlined:
+        std::this_thread::sleep_for(options.sleep);
+        break;
+    }
   }
   const bool keep_alive = head.keep_alive && options.keep_alive && !conn.server_stopping();
   const response_lease response = core.responses.take(keep_alive, head.is_head ? 0 : 1, conn.now());

@@ -1,10 +1,12 @@
 // What serves one connection.
 #pragma once
 
+#include <percore/blocking.hpp>
 #include <percore/connection.hpp>
 #include <percore/task.hpp>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -18,10 +20,19 @@
 
 namespace percore_http {
 
+// What --sleep-ms does to the thread of the core.
+enum class sleep_kind : std::uint8_t {
+  timer,    // nothing: the handler waits for a timer of the core
+  offload,  // nothing: a helper sleeps, the handler waits for it
+  block,    // nothing: the whole connection is a helper's
+  inlined,  // it sleeps itself, as a handler that calls something that blocks
+};
+
 struct handler_options {
   bool keep_alive = true;              // false: close after each response, whatever the client asks for
   bool fin_with_data = true;           // the last response carries the FIN
   std::chrono::milliseconds sleep{0};  // before each response
+  sleep_kind how = sleep_kind::timer;
   request_limits limits;
 };
 
@@ -121,13 +132,20 @@ class application {
   }
   // Of one core; once the server has ended.
   [[nodiscard]] std::uint64_t answered(std::size_t core) const noexcept {
-    return cores_[core] == nullptr ? 0 : cores_[core]->answered;
+    const std::uint64_t by_helpers = helpers_answered_[core].load(std::memory_order_relaxed);
+    return by_helpers + (cores_[core] == nullptr ? 0 : cores_[core]->answered);
   }
+  // For the blocking handlers: a state for this thread, which serves one connection at a time.
+  [[nodiscard]] std::unique_ptr<core_state> make_state() const {
+    return std::make_unique<core_state>(options_, layout_, true);
+  }
+  void helper_answered(std::size_t core) noexcept { helpers_answered_[core].fetch_add(1, std::memory_order_relaxed); }
 
  private:
   handler_options options_;
   response_layout layout_;
   std::vector<std::unique_ptr<core_state>> cores_;
+  std::vector<std::atomic<std::uint64_t>> helpers_answered_;  // by core
 };
 
 // The handler: a coroutine per connection.
@@ -135,6 +153,16 @@ class http_handler {
  public:
   explicit http_handler(application& app) noexcept : app_(&app) {}
   [[gnu::hot]] percore::task<> operator()(percore::connection& conn) const;
+
+ private:
+  application* app_;
+};
+
+// The same server with blocking calls: one helper thread for each connection that has sent something.
+class blocking_http_handler {
+ public:
+  explicit blocking_http_handler(application& app) noexcept : app_(&app) {}
+  void operator()(percore::blocking_connection& conn) const;
 
  private:
   application* app_;

@@ -68,6 +68,18 @@ void print_stats(const percore::server_stats& all) {
       {"events", s.events},
       {"messages", s.messages},
       {"halted", s.halted},
+      {"helpers_most_alive", s.helpers.most_alive},
+      {"helpers_spawned", s.helpers.spawned},
+      {"helpers_retired", s.helpers.retired},
+      {"helpers_submitted", s.helpers.submitted},
+      {"helpers_woken", s.helpers.woken},
+      {"helpers_most_queued", s.helpers.most_queued},
+      {"helpers_queue_full", s.helpers.full},
+      {"helpers_cancelled", s.helpers.cancelled},
+      {"helpers_wait_us_p50", s.helpers.wait.quantile_us(0.5)},
+      {"helpers_wait_us_p99", s.helpers.wait.quantile_us(0.99)},
+      {"helpers_run_us_p50", s.helpers.run.quantile_us(0.5)},
+      {"helpers_run_us_p99", s.helpers.run.quantile_us(0.99)},
       {"tls_handshakes", s.tls_handshakes},
       {"tls_resumptions", s.tls_resumptions},
       {"tls_v1_2", s.tls_v1_2},
@@ -124,7 +136,11 @@ void serve(options& opt, std::size_t cores) {
   };
   percore::server server(opt.server);
   for (const percore::address& where : opt.addresses) {
-    server.listen(where, percore_http::http_handler(app), opt.listener);
+    if (opt.handler.how == percore_http::sleep_kind::block) {
+      server.listen(where, percore::blocking(percore_http::blocking_http_handler(app)), opt.listener);
+    } else {
+      server.listen(where, percore_http::http_handler(app), opt.listener);
+    }
   }
   server.serve();
   print_cores(server, app);

@@ -23,6 +23,8 @@ const char* const usage_text =
     "  --body BYTES                length of the body (default 1024, at most 1 GiB)\n"
     "  --keep-alive on|off         off: close after each response (default on)\n"
     "  --sleep-ms N                wait before each response (default 0)\n"
+    "  --sleep-how HOW             by a timer of the core (the default); offload: a helper thread sleeps;\n"
+    "                              blocking: a helper thread serves the whole connection; inline: the core sleeps\n"
     "  --aes128                    send the body encrypted with AES-128-CBC and PKCS#7 padding, behind a\n"
     "                              fresh random initialisation vector of 16 bytes; the key is the 16\n"
     "                              characters 0123456789ABCDEF\n"
@@ -68,6 +70,8 @@ const char* const usage_text =
     "  --topology NAME             with --plan: on another machine, such as c5.metal or an hwloc "
     "description\n"
     "\n"
+    "  --helpers N                 threads beside each core for offload and blocking, at most (default 64)\n"
+    "  --helper-floor N            so many of them stay when idle (default 0)\n"
     "  --private-descriptors on|off  a descriptor table for each core (default on)\n"
     "\n"
     "  --stats                     at the end print how listeners are steered and the engine's counters\n"
@@ -115,6 +119,14 @@ self_signed::key_type parse_key_type(const std::string& name, std::string_view t
   throw usage_error(name + ": ecdsa, rsa2048 or rsa4096 expected, not '" + std::string(text) + "'");
 }
 
+sleep_kind parse_sleep_kind(const std::string& name, std::string_view text) {
+  if (text == "timer") return sleep_kind::timer;
+  if (text == "offload") return sleep_kind::offload;
+  if (text == "blocking") return sleep_kind::block;
+  if (text == "inline") return sleep_kind::inlined;
+  throw usage_error(name + ": timer, offload, blocking or inline expected, not '" + std::string(text) + "'");
+}
+
 percore::steering parse_steering(const std::string& name, std::string_view text) {
   using percore::steering;
   for (const steering mode : {steering::automatic, steering::hash, steering::incoming_cpu, steering::cbpf}) {
@@ -151,6 +163,15 @@ constexpr value_option value_options[] = {
                       const char* v) { o.handler.keep_alive = parse_choice(n, v, "on", "off"); }},
     {"sleep-ms", [](options& o, const std::string& n,
                     const char* v) { o.handler.sleep = milliseconds(parse_number(n, v, 0, 3'600'000)); }},
+    {"sleep-how", [](options& o, const std::string& n, const char* v) { o.handler.how = parse_sleep_kind(n, v); }},
+    {"helpers",
+     [](options& o, const std::string& n, const char* v) {
+       o.server.helpers.most_per_core = static_cast<unsigned>(parse_number(n, v, 1, 4096));
+     }},
+    {"helper-floor",
+     [](options& o, const std::string& n, const char* v) {
+       o.server.helpers.floor = static_cast<unsigned>(parse_number(n, v, 0, 4096));
+     }},
     {"max-header-bytes",
      [](options& o, const std::string& n, const char* v) {
        o.handler.limits.head_bytes = parse_number(n, v, 64, megabyte);

@@ -1,0 +1,174 @@
+// TLS of blocking connections. The core's objects are for its thread only, so each helper has its own: a
+// session works with the BIO and the buffers of the helper that serves its connection from beginning to end.
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "engine/connection/blocking.hpp"
+
+namespace percore::engine {
+
+namespace {
+
+// Plaintext that is encrypted before it is sent, at most.
+constexpr std::size_t batch_bytes = 64 * 1024;
+
+}  // namespace
+
+bool blocking_session::handshake(const std::shared_ptr<tls::shared_context>& with) noexcept {
+  try {
+    secure_ = self_.tls().open(with, config_.tls_identity);
+  } catch (const std::exception&) {  // no memory, or OpenSSL lacks what it needs
+  }
+  if (secure_ == nullptr) {
+    job_.reset = true;
+    return end(static_cast<int>(errc::no_memory));
+  }
+  handshake_limit_ns_ = std::numeric_limits<std::int64_t>::max();
+  if (config_.handshake_timeout_ms != 0) {
+    handshake_limit_ns_ = sys::monotonic_ns() + std::int64_t{config_.handshake_timeout_ms} * 1'000'000;
+  }
+  bool done = false;
+  while (!done && !secure_->has_failed()) {
+    if (secure_->awaits_input()) {
+      tls::io& wire = self_.tls().wire;
+      wire.use(*secure_);
+      const std::size_t received = receive_wire(wire.room());
+      if (received == 0) {
+        if (error_ == static_cast<int>(errc::timed_out)) {
+          secure_->fail(tls_failure::timed_out, "the handshake took too long");
+        } else {
+          secure_->input_ended();
+        }
+        break;
+      }
+      wire.received(received);
+    }
+    const tls::status result = secure_->handshake();
+    if (!send_records(0)) break;
+    done = result == tls::status::done;
+    if (!done && result != tls::status::want_input) break;
+  }
+  handshake_limit_ns_ = 0;
+  note_handshake(done);
+  return done;
+}
+
+void blocking_session::note_handshake(bool ok) noexcept {
+  const SSL* ssl = secure_->ssl();
+  if (ok) {
+    job_.handshake_done = true;
+    job_.v1_3 = SSL_version(ssl) == TLS1_3_VERSION;
+    job_.resumed = SSL_session_reused(ssl) == 1;
+    job_.cipher = SSL_CIPHER_get_cipher_nid(SSL_get_current_cipher(ssl));
+    return;
+  }
+  secure_->fail(tls_failure::peer_gone,
+                "the connection was lost in mid-handshake");  // unless it has said more
+  job_.handshake_failed = true;
+  job_.failure = secure_->failure();
+  job_.failure_reason = secure_->reason().data();
+  (void)end(
+      static_cast<int>(secure_->failure() == tls_failure::timed_out ? errc::timed_out : errc::tls_failed));
+}
+
+bool blocking_session::start_tls(const tls_context& context, buffered_plaintext policy) {
+  PERCORE_ASSERT(secure_ == nullptr, "start_tls on a connection that is encrypted already");
+  begin_read();
+  if (!alive()) return false;
+  if (sending_done_) return fail(static_cast<int>(errc::closed));
+  if (buffered() != 0 && policy == buffered_plaintext::refuse) {
+    return fail(static_cast<int>(errc::plaintext_injected));
+  }
+  begin_ = end_ = 0;
+  return handshake(context.shared());
+}
+
+// Sends what the session has produced.
+bool blocking_session::send_records(int flags) noexcept {
+  tls::io& wire = self_.tls().wire;
+  const bool ok = send_wire(wire.output(), flags);
+  wire.output_taken();
+  return ok;
+}
+
+std::size_t blocking_session::receive_decrypted(std::span<std::byte> into) noexcept {
+  for (bool received = false;; received = true) {
+    if (received || secure_->pending()) {
+      std::size_t decrypted = 0;
+      const tls::status result = secure_->read(into, decrypted);
+      if (!send_records(0)) return 0;
+      if (decrypted != 0) return decrypted;
+      if (result == tls::status::closed) {
+        end_seen_ = true;
+        (void)fail(static_cast<int>(errc::end_of_stream));
+        return 0;
+      }
+      if (result == tls::status::failed) {
+        job_.failed_records = true;
+        (void)end(static_cast<int>(errc::tls_failed));
+        return 0;
+      }
+    }
+    tls::io& wire = self_.tls().wire;
+    wire.use(*secure_);
+    const std::size_t bytes = receive_wire(wire.room());
+    if (bytes == 0) {
+      if (end_seen_) {
+        job_.truncated = true;
+        (void)fail(static_cast<int>(errc::truncated));
+      }
+      return 0;
+    }
+    wire.received(bytes);
+  }
+}
+
+bool blocking_session::write_encrypted(std::span<const bytes_view> pieces, bool last) noexcept {
+  std::vector<std::byte>& gather = self_.tls().gather;
+  const auto encrypt = [this](std::span<const std::byte> data, int flags) {
+    const bool ok = secure_->write(data, sys::monotonic_ns());
+    if (!send_records(flags)) return false;
+    if (ok) return true;
+    job_.failed_records = true;
+    return end(static_cast<int>(errc::tls_failed));
+  };
+  for (std::size_t i = 0; i < pieces.size();) {
+    // Small pieces share a record: a head and its body are one.
+    gather.clear();
+    while (i < pieces.size() && pieces[i].size() <= gather.capacity() - gather.size()) {
+      gather.insert(gather.end(), pieces[i].data(), pieces[i].data() + pieces[i].size());
+      ++i;
+    }
+    if (!gather.empty()) {
+      if (!encrypt(gather, last || i < pieces.size() ? MSG_MORE : 0)) return false;
+      continue;
+    }
+    if (i == pieces.size()) break;
+    std::span<const std::byte> rest(pieces[i].data(), pieces[i].size());
+    ++i;
+    while (!rest.empty()) {
+      const std::size_t size = std::min(rest.size(), batch_bytes);
+      if (!encrypt(rest.first(size), last || size < rest.size() || i < pieces.size() ? MSG_MORE : 0))
+        return false;
+      rest = rest.subspan(size);
+    }
+  }
+  if (!last) return true;
+  secure_->close_notify();
+  return send_records(MSG_MORE);
+}
+
+void blocking_session::close_tls() noexcept {
+  if (secure_ == nullptr) return;
+  // An alert of a failed handshake or record has been sent where it arose.
+  if (!ended_ && !sending_done_ && !job_.reset) {
+    secure_->close_notify();
+    (void)send_records(MSG_MORE);
+  }
+  self_.tls().wire.output_taken();
+  self_.tls().close(std::exchange(secure_, nullptr));
+}
+
+}  // namespace percore::engine
