@@ -15,9 +15,10 @@ constexpr std::int64_t to_ns(std::uint32_t ms) noexcept {
 
 }  // namespace
 
-// Only a connection that was left to its helper has anything left here, and its helper is back.
+// Only a connection that was left to its helper has anything left here, and its helper is back. A table of the core's own
+// (private_descriptors) may have gone with its threads, and the number may be somebody else's in this thread's table.
 slot::~slot() {
-  if (fd >= 0) (void)sys::close(fd);
+  if (fd >= 0 && loop::wakeup::table() == core->descriptors) (void)sys::close(fd);
   delete blocked;
 }
 

@@ -63,6 +63,7 @@ class blocking_session {
   bool start_tls(const tls_context& context, buffered_plaintext policy);
 
   [[nodiscard]] std::error_code error() const noexcept;
+  [[nodiscard]] bool interrupted() const noexcept { return job_.interrupted.load(std::memory_order_acquire) != 0; }
   [[nodiscard]] const slot& connection() const noexcept { return *job_.owner; }
   [[nodiscard]] tls::session* secure() const noexcept { return secure_; }
 

@@ -110,7 +110,8 @@ std::size_t blocking_connection::listener() const noexcept {
   return session_->connection().listener->index;
 }
 bool blocking_connection::server_stopping() const noexcept {
-  return session_->connection().core->stop_requested->load(std::memory_order_relaxed);
+  // A server that has given up on its helpers may be gone, and has said so before.
+  return session_->interrupted() || session_->connection().core->stop_requested->load(std::memory_order_relaxed);
 }
 int blocking_connection::fd() const noexcept {
   return session_->connection().fd;

@@ -53,6 +53,7 @@ struct core_resources {
   // What every turn and every request touch comes first and close together; the large members (the timers' lists, the
   // poller's events) come last, so that all of it lies on few pages.
   std::int64_t now_ns;  // of this turn of the loop: the one clock read
+  const std::uint64_t descriptors = loop::wakeup::table();  // in whose table the connections' are
   slot* running = nullptr;  // whose handler runs now; nullptr: none
   base::counter steps;      // odd while a handler or a posted function runs; for the stall watch
   slot_pool slots;

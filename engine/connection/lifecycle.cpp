@@ -106,6 +106,7 @@ void slot::resume(std::coroutine_handle<> handle) noexcept {
 void slot::handler_returned() noexcept {
   if (auto& exception = root.promise().exception) core->report(std::exchange(exception, nullptr));
   std::exchange(root, {}).destroy();
+  leave_piece();
   flush_or_close();
 }
 
@@ -128,6 +129,15 @@ void slot::flush_or_close() noexcept {
 void slot::close_descriptor() noexcept {
   drop_tail();
   if (fd < 0) return;
+  if (piece != nullptr && doomed == slot_doom::none && piece->is_with_helpers()) {
+    // A helper may know the number, which must not become another connection's: closed when the handler goes on.
+    if (resetting) {
+      sever();
+    } else {
+      (void)sys::shutdown(fd, SHUT_RDWR);
+    }
+    return;
+  }
   if (resetting) {
     const linger abort{1, 0};  // tcp(7), socket(7): close sends a RST and drops what is unsent
     (void)sys::setsockopt(fd, SOL_SOCKET, SO_LINGER, &abort, sizeof abort);

@@ -29,8 +29,12 @@ bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
   }
   owner = s;
   if (s != nullptr) {
-    PERCORE_ASSERT(s->piece == nullptr, "a connection's handler offloads in two coroutines at once");
-    s->piece = this;
+    PERCORE_ASSERT(bound_to_ == nullptr || s->piece == nullptr,
+                   "a connection's handler offloads in two coroutines at once");
+    if (s->piece == nullptr) {
+      waits_ = s;
+      s->piece = this;
+    }
     if (bound_to_ != nullptr && s->ended) {
       answer_soon(*core, s->end_reason);
       return true;
@@ -84,12 +88,12 @@ void detail::offload_piece::answer_soon(core_resources& core, int reason) noexce
 void detail::offload_piece::go_on(core_resources& core) noexcept {
   place_ = place::nowhere;
   deadline_.unlink();
-  if (owner == nullptr) {
+  if (waits_ == nullptr) {
     core.running = nullptr;
     engine::resume_without_connection(waiter_);
     return;
   }
-  owner->piece_is_back(waiter_);
+  waits_->piece_is_back(waiter_);
 }
 
 std::error_code detail::offload_piece::why_not() const noexcept {
@@ -106,7 +110,8 @@ bool detail::submit_detached(std::unique_ptr<detached_job> call) noexcept {
     if (!ended->taken_back) on.helpers->delivered(on.now_ns);
     if (ended->exception) on.report(std::exchange(ended->exception, nullptr));
   };
-  if (core->helpers->submit(*call, core->now_ns) == pool::submission::refused) return false;
+  constexpr bool may_wait = false;  // nobody does
+  if (core->helpers->submit(*call, core->now_ns, may_wait) == pool::submission::refused) return false;
   (void)call.release();
   return true;
 }
@@ -118,6 +123,14 @@ void slot::interrupt_piece() noexcept {
   if (piece->place_ != place::with_helpers || piece->bound_to_ == nullptr) return;
   piece->cancelled_.store(true, std::memory_order_relaxed);
   if (core->helpers->withdraw(*piece)) piece->answer_soon(*core, end_reason);
+}
+
+// The handler has returned; a coroutine that it has begun and left may still wait. It is nobody's from here on.
+void slot::leave_piece() noexcept {
+  if (piece == nullptr) return;
+  piece->waits_ = nullptr;
+  piece->bound_to_ = nullptr;
+  piece = nullptr;
 }
 
 bool slot::recall_piece() noexcept {

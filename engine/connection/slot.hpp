@@ -280,6 +280,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void interrupt_piece() noexcept;
   // False when a helper has it: then it must be waited for.
   bool recall_piece() noexcept;
+  void leave_piece() noexcept;
   // Recalls it and goes on with the handler now, which is told `reason`. False as above.
   bool answer_piece(int reason) noexcept;
   void piece_is_back(std::coroutine_handle<> waiter) noexcept;

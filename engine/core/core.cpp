@@ -37,6 +37,7 @@ core::core(const settings& given, loop::wakeup&& wake)
     core& self = *static_cast<own_timer&>(node).owner;
     // The listeners first: one that still waits for room or for descriptors would take what nobody ends any more.
     self.close_listeners();
+    self.resources_.helpers->close();
     self.for_each_connection([](slot& s) { s.end_grace(); });
     self.drop_queued_jobs();
     self.be_patient();
@@ -254,6 +255,7 @@ void core::begin_shutdown() noexcept {
 
 void core::halt() noexcept {
   close_listeners();
+  resources_.helpers->close();  // what is to be dropped must not come back
   for_each_connection([](slot& s) { s.halt(); });
   settings_.shared->release_open(resources_.slots.end_of_turn());
   resources_.stopping = halting_ = true;

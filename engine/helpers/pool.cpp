@@ -54,7 +54,7 @@ void pool::start(std::int64_t now_ns) noexcept {
 
 // Jobs ------------------------------------------------------------------------------------------------------
 
-pool::submission pool::submit(detail::job& job, std::int64_t now_ns) noexcept {
+pool::submission pool::submit(detail::job& job, std::int64_t now_ns, bool may_wait) noexcept {
   if (ending_) return submission::refused;
   job.submitted_ns = now_ns;
   job.begun_ns.store(0, std::memory_order_relaxed);
@@ -62,7 +62,7 @@ pool::submission pool::submit(detail::job& job, std::int64_t now_ns) noexcept {
   const submission result = waiting_.empty() ? enqueue(job, now_ns) : submission::refused;
   if (result == submission::refused) {
     ++full_;
-    if (!settings_.wait_when_full) return submission::refused;
+    if (!settings_.wait_when_full || !may_wait) return submission::refused;
     waiting_.push_back(job);
     arm(now_ns + look_again_ns);
     ++submitted_;
@@ -186,7 +186,7 @@ helper* pool::free_helper() noexcept {
   for (unsigned i = 0; i < made; ++i) {
     helper& h = *helpers_[i];
     if (h.alive_ || !h.ended_.load(std::memory_order_acquire)) continue;
-    if (h.joinable_) (void)pthread_join(h.thread_, nullptr);
+    if (h.joinable_ && pthread_tryjoin_np(h.thread_, nullptr) != 0) continue;
     h.joinable_ = false;
     return &h;
   }
@@ -266,7 +266,7 @@ void pool::look_after(std::int64_t now_ns) noexcept {
     ++retired_;
     if (settings_.cap != nullptr) settings_.cap->alive.fetch_sub(1, std::memory_order_relaxed);
   }
-  join_ended();
+  join_ended(false);
   start(now_ns);
   grow(now_ns);
   if (alive_ > settings_.floor || started_ != left_.load(std::memory_order_relaxed) + std::uint64_t{alive_}) {
@@ -274,11 +274,13 @@ void pool::look_after(std::int64_t now_ns) noexcept {
   }
 }
 
-void pool::join_ended() noexcept {
+// Not waiting: a thread that has ended here may still run destructors of what its jobs left in thread_local.
+void pool::join_ended(bool wait) noexcept {
   for (unsigned i = 0; i < made_.load(std::memory_order_relaxed); ++i) {
     helper& h = *helpers_[i];
     if (h.alive_ || !h.joinable_ || !h.ended_.load(std::memory_order_acquire)) continue;
-    (void)pthread_join(h.thread_, nullptr);
+    if (!wait && pthread_tryjoin_np(h.thread_, nullptr) != 0) continue;
+    if (wait) (void)pthread_join(h.thread_, nullptr);
     h.joinable_ = false;
   }
 }
@@ -305,7 +307,7 @@ unsigned pool::end(std::int64_t deadline_ns) noexcept {
     if (remaining <= 0) break;
     (void)sys::futex_wait(left_, left, remaining);
   }
-  join_ended();
+  join_ended(true);
   unsigned still_there = 0;
   for (unsigned i = 0; i < made_.load(std::memory_order_relaxed); ++i)
     still_there += helpers_[i]->joinable_ ? 1 : 0;

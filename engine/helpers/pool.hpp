@@ -76,7 +76,8 @@ class pool : public std::enable_shared_from_this<pool> {
   // --- the core's thread -----------------------------------------------------------------------------------
   // Starts the floor.
   void start(std::int64_t now_ns) noexcept;
-  submission submit(detail::job& job, std::int64_t now_ns) noexcept;
+  // may_wait: for room in the queue, if the pool does at all.
+  submission submit(detail::job& job, std::int64_t now_ns, bool may_wait = true) noexcept;
   // True: no helper has had the job or will; it will not be delivered.
   bool withdraw(detail::job& job) noexcept;
   // For each job that came back through the mailbox, before its owner hears of it.
@@ -138,7 +139,7 @@ class pool : public std::enable_shared_from_this<pool> {
   void grow_if_needed(std::int64_t now_ns) noexcept;
   bool spawn(std::int64_t now_ns) noexcept;
   helper* free_helper() noexcept;
-  void join_ended() noexcept;
+  void join_ended(bool wait) noexcept;
   void look_after(std::int64_t now_ns) noexcept;
   void arm(std::int64_t at_ns) noexcept;
 

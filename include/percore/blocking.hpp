@@ -88,7 +88,7 @@ class blocking_connection {
   // --- where and who ---------------------------------------------------------------------------------------
   [[nodiscard]] address peer_address() const noexcept;
   [[nodiscard]] address local_address() const noexcept;
-  [[nodiscard]] server& owner() const noexcept;
+  [[nodiscard]] server& owner() const noexcept;  // not after helper_options::patience is over
   [[nodiscard]] unsigned core_index() const noexcept;
   [[nodiscard]] std::size_t listener() const noexcept;
   [[nodiscard]] bool server_stopping() const noexcept;

@@ -71,6 +71,8 @@ class offload_piece : protected job {
   offload_piece(const offload_piece&) = delete;
   offload_piece& operator=(const offload_piece&) = delete;
 
+  [[nodiscard]] bool is_with_helpers() const noexcept { return place_ == place::with_helpers; }
+
  protected:
   offload_piece(connection* bound_to, std::chrono::nanoseconds timeout) noexcept
       : bound_to_(bound_to), timeout_(timeout) {
@@ -97,6 +99,9 @@ class offload_piece : protected job {
   void go_on(engine::core_resources& core) noexcept;
 
   connection* bound_to_;  // its end cancels this
+  // Whose handler waits for this; none: a coroutine of nobody's, or the handler has returned. `owner`, which helpers
+  // read, only says who has asked.
+  engine::slot* waits_ = nullptr;
   std::chrono::nanoseconds timeout_;
   std::coroutine_handle<> waiter_;
   deadline deadline_;
@@ -224,7 +229,7 @@ auto offload(F&& f, std::chrono::nanoseconds timeout = std::chrono::nanoseconds{
 
 // Runs f() on a helper thread of the core whose thread calls this, and lets nobody wait for it. f is moved or
 // copied. A shutdown waits for it; a halt, and the end of a shutdown's grace, drop those that have not begun.
-// False when it will not run: the queue is full (helper_options::at_full) or the core has ended. What it
+// False when it will not run: the queue is full, whatever helper_options::at_full says, or the core has ended. What it
 // throws is counted and reported as if it had left a handler (server_options::on_exception). Throws
 // std::bad_alloc. It is destroyed on the core's thread.
 template <class F>

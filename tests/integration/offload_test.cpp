@@ -173,6 +173,85 @@ TEST_CASE_FIXTURE(clean_process, "offload: from a posted function's coroutine, a
   CHECK(told.take() == "ran");
 }
 
+lone_coroutine lone_wait(occupation& busy, event& back) {
+  const auto wait = [&] { busy(); };
+  const auto done = co_await offload(wait);
+  if (done) back.set();
+}
+
+// Two of them, while the connection that began them is another client's already.
+TEST_CASE_FIXTURE(clean_process, "offload: coroutines that a handler has begun go on after it has returned") {
+  occupation first;
+  occupation second;
+  event back;
+  std::atomic<bool> begun{false};
+  server_options options = one_core();
+  options.max_connections_per_core = 1;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        if (!begun.exchange(true)) {
+          lone_wait(first, back);
+          lone_wait(second, back);
+          co_return;
+        }
+        co_await echo(conn);
+      },
+      options);
+  CHECK(server.connect().wait_for_end() == ending::fin);
+  first.entered.wait();
+  second.entered.wait();
+  client next = server.connect();
+  next.send_all("ping");
+  CHECK(next.recv_exactly(4) == "ping");
+  first.opened.set();
+  second.opened.set();
+  back.wait(2);
+  next.send_all("pong");
+  CHECK(next.recv_exactly(4) == "pong");
+}
+
+lone_coroutine offload_for_ever(event& ended) {
+  const auto nothing = [] {};
+  for (int told = 0; told < 3;) {
+    const auto done = co_await offload(nothing);
+    if (done.error() == errc::shutting_down) ++told;
+  }
+  ended.set();
+}
+
+TEST_CASE_FIXTURE(clean_process, "offload: a halt ends although its answer is another call") {
+  occupation busy;
+  event ended;
+  test_server server(echo, one_helper());
+  server->post(0, [&] {
+    offload_detached([&] { busy(); });
+    offload_for_ever(ended);
+  });
+  busy.entered.wait();
+  std::thread opener([&] {
+    ended.wait();
+    busy.opened.set();
+  });
+  server->halt();
+  opener.join();
+}
+
+TEST_CASE_FIXTURE(clean_process, "offload: a detached call does not wait for room, since nobody waits for it") {
+  occupation busy;
+  server_options options = one_helper();
+  options.helpers.queue = 2;
+  channel<int> refused;
+  test_server server(echo, options);
+  server->post(0, [&] {
+    offload_detached([&] { busy(); });
+    int count = 0;
+    for (int i = 0; i < 10; ++i) count += offload_detached([] {}) ? 0 : 1;
+    refused.put(count);
+  });
+  CHECK(refused.take() >= 7);
+  busy.opened.set();
+}
+
 TEST_CASE_FIXTURE(clean_process,
                   "offload: a halt tells coroutines without a connection whose call has not begun") {
   channel<std::string> told;
