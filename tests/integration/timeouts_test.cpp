@@ -351,23 +351,24 @@ struct side_coroutine {
   };
 };
 
-side_coroutine read_until_timeout(connection& conn, event& timed_out) {
+side_coroutine read_until_timeout(connection& conn, std::atomic<bool>& timed_out) {
   const bytes_view data = co_await conn.read();
-  if (!data && conn.error() == errc::timed_out) timed_out.set();
+  timed_out = !data && conn.error() == errc::timed_out;
 }
 
 // Both have a place in the same turn of the loop: the read's deadline has passed, and the write goes on.
 TEST_CASE_FIXTURE(clean_process, "timeouts: that of a read does not stop a write which waits for its turn") {
   server_options options = one_core();
   options.operations_per_turn = 1;
-  event timed_out;
+  std::atomic<bool> timed_out{false};
   test_server server(
       [&](connection& conn) -> task<> {
         conn.set_read_timeout(20ms);
         read_until_timeout(conn, timed_out);
         std::this_thread::sleep_for(40ms);  // until the deadline has passed
         co_await conn.write("late");
-        timed_out.wait();
+        const bool both = co_await until(conn, timed_out);
+        CHECK(both);
       },
       options);
   client peer = server.connect();
