@@ -5,15 +5,9 @@
 #include <new>
 #include <utility>
 
+#include "engine/connection/milliseconds.hpp"
+
 namespace percore::engine {
-
-namespace {
-
-constexpr std::int64_t to_ns(std::uint32_t ms) noexcept {
-  return std::int64_t{ms} * 1'000'000;
-}
-
-}  // namespace
 
 // Only a connection that was left to its helper has anything left here, and its helper is back. A table of the core's own
 // (private_descriptors) may have gone with its threads, and the number may be somebody else's in this thread's table.

@@ -70,7 +70,8 @@ class blocking_session {
   std::uint32_t read_timeout_ms;
   std::uint32_t write_timeout_ms;
   std::uint32_t idle_timeout_ms;
-  std::int64_t deadline_ns = std::numeric_limits<std::int64_t>::max();
+  static constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
+  std::int64_t deadline_ns = never;
 
  private:
   enum class direction : std::uint8_t { in, out };
@@ -87,12 +88,14 @@ class blocking_session {
   bool send_wire(std::span<const std::byte> data, int flags) noexcept;
   bool send_pieces(std::span<const bytes_view> pieces, int flags) noexcept;
   bool wait(direction which, std::int64_t limit_ns) noexcept;
+  static std::int64_t after(std::uint32_t ms) noexcept;  // a limit from now on; 0: never
   void io_failed(int result) noexcept;
 
   // blocking_tls.cpp
   bool handshake(const std::shared_ptr<tls::shared_context>& with) noexcept;
   void note_handshake(bool ok) noexcept;
   bool send_records(int flags) noexcept;
+  std::size_t receive_records() noexcept;  // 0: failed
   std::size_t receive_decrypted(std::span<std::byte> into) noexcept;
   bool write_encrypted(std::span<const bytes_view> pieces, bool last) noexcept;
   void close_tls() noexcept;

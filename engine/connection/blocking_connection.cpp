@@ -2,12 +2,14 @@
 
 #include <percore/blocking.hpp>
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "engine/connection/blocking.hpp"
+#include "engine/connection/milliseconds.hpp"
 
 namespace percore {
+
+using engine::to_ms;
 
 bytes_view blocking_connection::read() {
   return session_->read();
@@ -71,14 +73,6 @@ std::string_view blocking_connection::tls_error() const noexcept {
 ssl_st* blocking_connection::native_tls() const noexcept {
   return session_->secure() == nullptr ? nullptr : session_->secure()->ssl();
 }
-
-namespace {
-
-std::uint32_t to_ms(std::chrono::milliseconds timeout) noexcept {
-  return static_cast<std::uint32_t>(std::clamp<std::int64_t>(timeout.count(), 0, ~std::uint32_t{0}));
-}
-
-}  // namespace
 
 void blocking_connection::set_read_timeout(std::chrono::milliseconds timeout) noexcept {
   session_->read_timeout_ms = to_ms(timeout);

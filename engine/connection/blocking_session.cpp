@@ -8,18 +8,13 @@
 #include <utility>
 
 #include "engine/connection/blocking.hpp"
+#include "engine/connection/milliseconds.hpp"
 
 namespace percore::engine {
 
-namespace {
-
-constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
-
-constexpr std::int64_t after(std::uint32_t ms) noexcept {
-  return ms == 0 ? never : sys::monotonic_ns() + std::int64_t{ms} * 1'000'000;
+std::int64_t blocking_session::after(std::uint32_t ms) noexcept {
+  return ms == 0 ? never : sys::monotonic_ns() + to_ns(ms);
 }
-
-}  // namespace
 
 blocking_session::blocking_session(blocking_job& job, helpers::helper& self)
     : read_timeout_ms(job.owner->read_timeout_ms),

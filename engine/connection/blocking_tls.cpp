@@ -9,13 +9,6 @@
 
 namespace percore::engine {
 
-namespace {
-
-// Plaintext that is encrypted before it is sent, at most.
-constexpr std::size_t batch_bytes = 64 * 1024;
-
-}  // namespace
-
 bool blocking_session::handshake(const std::shared_ptr<tls::shared_context>& with) noexcept {
   try {
     secure_ = self_.tls().open(with, config_.tls_identity);
@@ -25,25 +18,16 @@ bool blocking_session::handshake(const std::shared_ptr<tls::shared_context>& wit
     job_.reset = true;
     return end(static_cast<int>(errc::no_memory));
   }
-  handshake_limit_ns_ = std::numeric_limits<std::int64_t>::max();
-  if (config_.handshake_timeout_ms != 0) {
-    handshake_limit_ns_ = sys::monotonic_ns() + std::int64_t{config_.handshake_timeout_ms} * 1'000'000;
-  }
+  handshake_limit_ns_ = after(config_.handshake_timeout_ms);
   bool done = false;
   while (!done && !secure_->has_failed()) {
-    if (secure_->awaits_input()) {
-      tls::io& wire = self_.tls().wire;
-      wire.use(*secure_);
-      const std::size_t received = receive_wire(wire.room());
-      if (received == 0) {
-        if (error_ == static_cast<int>(errc::timed_out)) {
-          secure_->fail(tls_failure::timed_out, "the handshake took too long");
-        } else {
-          secure_->input_ended();
-        }
-        break;
+    if (secure_->awaits_input() && receive_records() == 0) {
+      if (error_ == static_cast<int>(errc::timed_out)) {
+        secure_->handshake_timed_out();
+      } else {
+        secure_->input_ended();
       }
-      wire.received(received);
+      break;
     }
     const tls::status result = secure_->handshake();
     if (!send_records(0)) break;
@@ -64,8 +48,7 @@ void blocking_session::note_handshake(bool ok) noexcept {
     job_.cipher = SSL_CIPHER_get_cipher_nid(SSL_get_current_cipher(ssl));
     return;
   }
-  secure_->fail(tls_failure::peer_gone,
-                "the connection was lost in mid-handshake");  // unless it has said more
+  secure_->handshake_lost();
   job_.handshake_failed = true;
   job_.failure = secure_->failure();
   job_.failure_reason = secure_->reason().data();
@@ -93,6 +76,15 @@ bool blocking_session::send_records(int flags) noexcept {
   return ok;
 }
 
+// Records into the helper's buffer. Only when the session has worked up what it had.
+std::size_t blocking_session::receive_records() noexcept {
+  tls::io& wire = self_.tls().wire;
+  wire.use(*secure_);
+  const std::size_t received = receive_wire(wire.room());
+  if (received != 0) wire.received(received);
+  return received;
+}
+
 std::size_t blocking_session::receive_decrypted(std::span<std::byte> into) noexcept {
   for (bool received = false;; received = true) {
     if (received || secure_->pending()) {
@@ -111,17 +103,13 @@ std::size_t blocking_session::receive_decrypted(std::span<std::byte> into) noexc
         return 0;
       }
     }
-    tls::io& wire = self_.tls().wire;
-    wire.use(*secure_);
-    const std::size_t bytes = receive_wire(wire.room());
-    if (bytes == 0) {
+    if (receive_records() == 0) {
       if (end_seen_) {
         job_.truncated = true;
         (void)fail(static_cast<int>(errc::truncated));
       }
       return 0;
     }
-    wire.received(bytes);
   }
 }
 
@@ -149,7 +137,7 @@ bool blocking_session::write_encrypted(std::span<const bytes_view> pieces, bool 
     std::span<const std::byte> rest(pieces[i].data(), pieces[i].size());
     ++i;
     while (!rest.empty()) {
-      const std::size_t size = std::min(rest.size(), batch_bytes);
+      const std::size_t size = std::min(rest.size(), tls::batch_bytes);
       if (!encrypt(rest.first(size), last || size < rest.size() || i < pieces.size() ? MSG_MORE : 0))
         return false;
       rest = rest.subspan(size);

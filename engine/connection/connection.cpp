@@ -6,19 +6,15 @@
 #include <stdexcept>
 #include <utility>
 
+#include "engine/connection/milliseconds.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore {
 
 using engine::slot;
+using engine::to_ms;
 
 namespace {
-
-std::uint32_t to_ms(std::chrono::milliseconds timeout) noexcept {
-  const std::int64_t count = timeout.count();
-  constexpr std::int64_t longest = ~std::uint32_t{0};
-  return static_cast<std::uint32_t>(count < 0 ? 0 : count > longest ? longest : count);
-}
 
 std::chrono::steady_clock::time_point to_time_point(std::int64_t monotonic_ns) noexcept {
   // libstdc++'s steady_clock is CLOCK_MONOTONIC.

@@ -15,7 +15,7 @@ using engine::slot;
 using helpers::pool;
 
 detail::offload_piece::~offload_piece() {
-  PERCORE_ASSERT(place_ != place::with_helpers, "a coroutine is destroyed while a helper works for it");
+  PERCORE_ASSERT(!is_with_helpers(), "a coroutine is destroyed while a helper works for it");
 }
 
 bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
@@ -62,7 +62,7 @@ bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
       offload_piece& self = *static_cast<deadline&>(node).piece;
       core_resources& on = *engine::core_of_thread;
       self.cancelled_.store(true, std::memory_order_relaxed);
-      if (self.place_ == place::with_helpers && on.helpers->withdraw(self)) {
+      if (self.is_with_helpers() && on.helpers->withdraw(self)) {
         self.error_ = static_cast<int>(errc::timed_out);
         self.go_on(on);
       }
@@ -119,8 +119,7 @@ bool detail::submit_detached(std::unique_ptr<detached_job> call) noexcept {
 namespace engine {
 
 void slot::interrupt_piece() noexcept {
-  using place = detail::offload_piece::place;
-  if (piece->place_ != place::with_helpers || piece->bound_to_ == nullptr) return;
+  if (!piece->is_with_helpers() || piece->bound_to_ == nullptr) return;
   piece->cancelled_.store(true, std::memory_order_relaxed);
   if (core->helpers->withdraw(*piece)) piece->answer_soon(*core, end_reason);
 }
@@ -136,7 +135,7 @@ void slot::leave_piece() noexcept {
 bool slot::recall_piece() noexcept {
   using place = detail::offload_piece::place;
   piece->cancelled_.store(true, std::memory_order_relaxed);
-  if (piece->place_ == place::with_helpers && !core->helpers->withdraw(*piece)) return false;
+  if (piece->is_with_helpers() && !core->helpers->withdraw(*piece)) return false;
   piece->unlink();
   piece->place_ = place::nowhere;
   piece->deadline_.unlink();

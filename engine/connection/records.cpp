@@ -12,10 +12,10 @@
 
 namespace percore::engine {
 
+using tls::batch_bytes;
+
 namespace {
 
-// Plaintext that is encrypted before it is sent, at most.
-constexpr std::size_t batch_bytes = 64 * 1024;
 // Alerts and answers to key updates that a peer which does not read may pile up in the tail, over its cap.
 constexpr std::size_t most_unasked_bytes = 16 * 1024;
 

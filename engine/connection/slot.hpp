@@ -360,6 +360,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void arm_handshake_deadline() noexcept;
   void drain_handshake() noexcept;
   [[nodiscard]] bool is_silent_at_shutdown() const noexcept;
+  [[nodiscard]] bool is_shaking_hands() const noexcept { return encrypted && !secure->established(); }
   void note_handshake() noexcept;
   void note_handshake_failure() noexcept;
   void handshake_failed() noexcept;

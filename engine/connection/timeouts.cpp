@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "engine/connection/milliseconds.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
@@ -12,8 +13,6 @@ namespace percore::engine {
 namespace {
 
 constexpr std::int64_t no_deadline = std::numeric_limits<std::int64_t>::max();
-
-constexpr std::int64_t to_ns(std::uint32_t ms) noexcept { return std::int64_t{ms} * 1'000'000; }
 
 }  // namespace
 

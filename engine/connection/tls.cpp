@@ -5,13 +5,12 @@
 
 #include <openssl/err.h>
 
+#include "engine/connection/milliseconds.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
 
 namespace {
-
-constexpr const char* handshake_took_too_long = "the handshake took too long";
 
 // What a handshake may take at most once a shutdown has begun. Go's http.Server.Shutdown gives connections that have not
 // sent a request yet the same.
@@ -64,7 +63,7 @@ void slot::arm_handshake_deadline() noexcept {
 
 // A shutdown has begun. One who has sent nothing yet is idle; who has begun will have a request right behind.
 void slot::drain_handshake() noexcept {
-  const std::int64_t latest = core->now_ns + std::int64_t{drain_handshake_ms} * 1'000'000;
+  const std::int64_t latest = core->now_ns + to_ns(drain_handshake_ms);
   if (read_deadline_ns == 0 || read_deadline_ns > latest) {
     read_deadline_ns = latest;
     arm(latest);
@@ -101,7 +100,7 @@ void slot::handshake_failed() noexcept {
 }
 
 void slot::handshake_timed_out() noexcept {
-  secure->fail(tls_failure::timed_out, handshake_took_too_long);
+  secure->handshake_timed_out();
   ++core->counters.timeouts;
   unqueue_reader();
   if (tail != nullptr) resetting = true;  // a peer that has not taken our flight takes no alert either
@@ -160,7 +159,7 @@ void slot::note_handshake() noexcept {
 }
 
 void slot::note_handshake_failure() noexcept {
-  secure->fail(tls_failure::peer_gone, "the connection was lost in mid-handshake");  // unless it has said more
+  secure->handshake_lost();  // unless it has said more
   ++core->counters.of(secure->failure());
   if (core->on_tls_failure) core->on_tls_failure(secure->failure(), secure->reason(), peer);
 }
@@ -219,7 +218,7 @@ bool slot::advance_start_tls() noexcept {
 // The connection has ended in the midst of start_tls, by something else than the handshake.
 void slot::note_ended_start_tls() noexcept {
   if (end_reason == static_cast<int>(errc::closed) || end_reason == static_cast<int>(errc::shutting_down)) return;
-  if (end_reason == static_cast<int>(errc::timed_out)) secure->fail(tls_failure::timed_out, handshake_took_too_long);
+  if (end_reason == static_cast<int>(errc::timed_out)) secure->handshake_timed_out();
   note_handshake_failure();
 }
 

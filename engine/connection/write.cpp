@@ -14,8 +14,7 @@ namespace percore::engine {
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
   const bool in_turn = ++operations <= core->operations_per_turn;
-  const bool shaking_hands = encrypted && !secure->established();
-  if (ended || sending_done || shaking_hands) {
+  if (ended || sending_done || is_shaking_hands()) {
     fail(ended ? end_reason : static_cast<int>(sending_done ? errc::closed : errc::limit_exceeded));
     write_ok = false;
     if (in_turn) return true;
@@ -211,7 +210,7 @@ bool slot::flush_tail() noexcept {
 
 void slot::tail_is_empty() noexcept {
   if (fin_after_tail && !writing && !closing && phase == slot_phase::running &&
-      !(encrypted && !secure->established())) {
+      !is_shaking_hands()) {
     fin_after_tail = false;
     (void)sys::shutdown(fd, SHUT_WR);
   }
@@ -256,7 +255,7 @@ bool slot::try_write_now(bytes_view data) noexcept {
     fail(static_cast<int>(errc::limit_exceeded));
     return false;
   }
-  if (encrypted && !secure->established()) {
+  if (is_shaking_hands()) {
     fail(static_cast<int>(errc::limit_exceeded));
     return false;
   }
@@ -284,7 +283,7 @@ bool slot::send_or_keep(const std::byte* data, std::size_t size, int flags) noex
 void slot::finish_sending() noexcept {
   if (sending_done || ended) return;
   sending_done = true;
-  const bool shaking_hands = encrypted && !secure->established();
+  const bool shaking_hands = is_shaking_hands();
   if (encrypted && !writing && !shaking_hands) say_goodbye(0);
   if (tail != nullptr || writing || shaking_hands) {
     fin_after_tail = true;

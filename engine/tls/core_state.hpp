@@ -11,6 +11,9 @@
 
 namespace percore::tls {
 
+// Plaintext that is encrypted before it is sent, at most.
+inline constexpr std::size_t batch_bytes = 64 * 1024;
+
 // Everything of TLS that one core has. Used on its thread only.
 class core_state {
  public:

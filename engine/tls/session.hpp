@@ -55,7 +55,9 @@ class session {
 
   [[nodiscard]] tls_failure failure() const noexcept { return failure_; }
   [[nodiscard]] std::string_view reason() const noexcept { return reason_; }
-  void fail(tls_failure cause, const char* reason) noexcept;
+  void fail(tls_failure cause, const char* reason) noexcept;  // the first one stands
+  void handshake_timed_out() noexcept { fail(tls_failure::timed_out, "the handshake took too long"); }
+  void handshake_lost() noexcept { fail(tls_failure::peer_gone, "the connection was lost in mid-handshake"); }
 
   // Kernel TLS. The owner of the socket is asked, in the midst of a handshake, whether the kernel can take over with
   // these keys (sys::start_kernel_tls); it sends first what is in the output. From true on, write() must not be called
