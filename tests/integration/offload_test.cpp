@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <coroutine>
 #include <deque>
 #include <exception>
 #include <memory>
@@ -144,17 +143,6 @@ TEST_CASE_FIXTURE(clean_process, "offload: from a task that has no connection at
   });
   CHECK(server.connect().recv_to_end() == "6");
 }
-
-// A coroutine of its own, which no connection's handler waits for.
-struct lone_coroutine {
-  struct promise_type {
-    lone_coroutine get_return_object() noexcept { return {}; }
-    std::suspend_never initial_suspend() noexcept { return {}; }
-    std::suspend_never final_suspend() noexcept { return {}; }
-    void return_void() noexcept {}
-    void unhandled_exception() noexcept { std::terminate(); }
-  };
-};
 
 lone_coroutine lone_offload(channel<std::string>& told) {
   const auto on_core = std::this_thread::get_id();

@@ -5,8 +5,6 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <coroutine>
-#include <exception>
 #include <string>
 #include <thread>
 #include <vector>
@@ -340,18 +338,7 @@ TEST_CASE_FIXTURE(clean_process, "timeouts: an end with unsent bytes that make n
   CHECK(peer.wait_for_end() == ending::reset);
 }
 
-// A second coroutine of a handler's connection, begun inside it.
-struct side_coroutine {
-  struct promise_type {
-    side_coroutine get_return_object() noexcept { return {}; }
-    std::suspend_never initial_suspend() noexcept { return {}; }
-    std::suspend_never final_suspend() noexcept { return {}; }
-    void return_void() noexcept {}
-    void unhandled_exception() noexcept { std::terminate(); }
-  };
-};
-
-side_coroutine read_until_timeout(connection& conn, std::atomic<bool>& timed_out) {
+lone_coroutine read_until_timeout(connection& conn, std::atomic<bool>& timed_out) {
   const bytes_view data = co_await conn.read();
   timed_out = !data && conn.error() == errc::timed_out;
 }

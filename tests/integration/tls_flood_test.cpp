@@ -181,6 +181,15 @@ const certificate& long_certificate() {
   return made;
 }
 
+// Without a handshake yet, and with little room for what it receives.
+tls_client small_client(const test_server& server, int version) {
+  tls_client_options how;
+  how.min_version = how.max_version = version;
+  client::options socket;
+  socket.receive_buffer_bytes = 4096;
+  return {server.where(), tls_profile(how), {}, socket};
+}
+
 TEST_CASE_FIXTURE(clean_process, "tls flood: a flight that the peer does not take ends with the handshake's deadline") {
   listen_options listening = small_send_buffer();
   listening.handshake_timeout = 0ms;
@@ -196,11 +205,7 @@ TEST_CASE_FIXTURE(clean_process, "tls flood: a flight that the peer does not tak
   for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
     CAPTURE(version);
     test_server server(echo, one_core(), over_tls(server_tls(long_certificate()), listening));
-    tls_client_options how;
-    how.min_version = how.max_version = version;
-    client::options socket;
-    socket.receive_buffer_bytes = 4096;
-    tls_client peer(server.where(), tls_profile(how), {}, socket);
+    tls_client peer = small_client(server, version);
     peer.socket().send_all(peer.handshake_step());
     // Ended, and no tail flushed to a peer that has shown that it takes nothing: close_timeout is 30 s.
     CHECK(eventually([&] { return server.total().tls_failed_timed_out == 1 && server.total().active == 0; }, 10s));
@@ -215,11 +220,7 @@ TEST_CASE_FIXTURE(clean_process, "tls flood: a flight that is taken slowly arriv
   for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
     CAPTURE(version);
     test_server server(echo, one_core(), over_tls(server_tls(long_certificate()), listening));
-    tls_client_options how;
-    how.min_version = how.max_version = version;
-    client::options socket;
-    socket.receive_buffer_bytes = 4096;
-    tls_client peer(server.where(), tls_profile(how), {}, socket);
+    tls_client peer = small_client(server, version);
     peer.handshake().send_all("taken");
     CHECK(peer.recv_exactly(5) == "taken");
   }

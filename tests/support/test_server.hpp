@@ -5,7 +5,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <coroutine>
 #include <cstddef>
+#include <exception>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -41,6 +43,17 @@ inline listen_options small_send_buffer() {
   options.socket.send_buffer_bytes = 4096;
   return options;
 }
+
+// A coroutine of its own, which no connection's handler waits for. Its frame goes with its end.
+struct lone_coroutine {
+  struct promise_type {
+    lone_coroutine get_return_object() noexcept { return {}; }
+    std::suspend_never initial_suspend() noexcept { return {}; }
+    std::suspend_never final_suspend() noexcept { return {}; }
+    void return_void() noexcept {}
+    void unhandled_exception() noexcept { std::terminate(); }
+  };
+};
 
 inline task<> echo(connection& conn) {
   while (auto data = co_await conn.read())
