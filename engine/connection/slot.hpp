@@ -147,7 +147,11 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   std::uint32_t searched = 0;
 
   // --- a write in progress, when the socket has not taken it at once ---------------------------------------
-  const bytes_view* pieces = nullptr;  // the first one not wholly taken
+  union {
+    const bytes_view* pieces = nullptr;  // the first one not wholly taken
+    detail::write_source* source;        // instead, when piece_count is `from_source`
+  };
+  static constexpr std::size_t from_source = ~std::size_t{0};
   std::size_t piece_count = 0;
   std::size_t piece_offset = 0;        // bytes of it that are
   std::size_t write_remaining = 0;
@@ -259,6 +263,12 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool suspend_write(std::coroutine_handle<> waiter) noexcept;
   void continue_output() noexcept;  // sends on; resumes the writer when done
   bool try_write_now(bytes_view data) noexcept;
+  // source.cpp: writes whose bytes are not the caller's memory; suspended and continued as any other.
+  bool start_source(detail::write_source& from) noexcept;
+  // For sources. Books the result of a system call that sends: after EAGAIN the socket waits, a failure ends the connection.
+  ssize_t sent(ssize_t result) noexcept;
+  // Encrypts and sends. False when the session has failed.
+  bool send_plaintext(const std::byte* data, std::size_t size) noexcept;
   void finish_sending() noexcept;  // FIN, now or after the tail
   void drop_tail() noexcept;
 
@@ -346,7 +356,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool keep_plain_rest() noexcept;
   bool send_or_keep(const std::byte* data, std::size_t size, int flags) noexcept;
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
-  ssize_t sent(ssize_t result) noexcept;
+  void send_source() noexcept;
   void finish_write(bool ok) noexcept;
   void tail_is_empty() noexcept;
 

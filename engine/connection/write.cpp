@@ -107,7 +107,7 @@ bool slot::keep_plain_rest() noexcept {
 void slot::keep_rest() noexcept {
   if (write_remaining > 0) {
     const std::size_t kept = tail == nullptr ? 0 : tail->size();
-    if (kept + write_remaining > listener->unsent_tail_bytes) return;
+    if (kept + write_remaining > listener->unsent_tail_bytes || piece_count == from_source) return;
     if (encrypting) {
       encrypt_rest();
       if (ended) {
@@ -135,6 +135,10 @@ void slot::keep_rest() noexcept {
 
 // Sends until everything is sent, the socket is full, or it fails. The tail is empty.
 void slot::send_pieces() noexcept {
+  if (piece_count == from_source) {
+    send_source();
+    return;
+  }
   if (encrypting) {
     send_encrypted();
     return;

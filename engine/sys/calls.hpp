@@ -16,6 +16,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -135,6 +136,15 @@ inline ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept {
 #else
   return or_errno(::sendmsg(fd, message, flags));
 #endif
+}
+
+// From a file's `offset` on, which the call moves, into a socket.
+inline ssize_t sendfile(int fd, int file, off_t* offset, std::size_t length) noexcept {
+  PERCORE_FAULT_POINT_LENGTH(sendfile, fd, length);
+#ifdef PERCORE_FAULTS
+  if (stand_in_for(fd) != nullptr) return -EINVAL;  // it stands in for sendmsg only
+#endif
+  return or_errno(::sendfile(fd, file, offset, length));
 }
 
 inline int shutdown(int fd, int how) noexcept {
@@ -268,6 +278,11 @@ inline int eventfd(unsigned initial, int flags) noexcept {
 inline ssize_t read(int fd, void* buffer, std::size_t length) noexcept {
   PERCORE_FAULT_POINT(read, fd);
   return or_errno(::read(fd, buffer, length));
+}
+
+inline ssize_t pread(int fd, void* buffer, std::size_t length, off_t offset) noexcept {
+  PERCORE_FAULT_POINT(pread, fd);
+  return or_errno(::pread(fd, buffer, length, offset));
 }
 
 inline ssize_t write(int fd, const void* buffer, std::size_t length) noexcept {

@@ -20,12 +20,10 @@ namespace percore::sys {
 namespace {
 
 constexpr std::array<const char*, call_count> names = {
-    "accept4",       "bind",          "chmod",         "clock_gettime", "close",      "connect",
-    "epoll_create1", "epoll_ctl_add", "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd",
-    "fcntl",         "futex_wait",    "getsockname",   "getsockopt",    "listen",     "lstat",
-    "mmap",          "poll",          "read",          "recv",          "send",       "sendmsg",
-    "setsockopt",    "shutdown",      "socket",        "thread_create", "unlink",     "unshare",
-    "write"};
+    "accept4", "bind", "chmod", "clock_gettime", "close", "connect", "epoll_create1", "epoll_ctl_add",
+    "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd", "fcntl", "futex_wait", "getsockname", "getsockopt",
+    "listen", "lstat", "mmap", "pipe2", "poll", "pread", "read", "recv", "send", "sendfile", "sendmsg",
+    "setsockopt", "shutdown", "socket", "splice", "thread_create", "unlink", "unshare", "write"};
 static_assert(names.back() != nullptr);
 
 constexpr std::size_t index_of(call which) noexcept {
@@ -176,7 +174,9 @@ fault_verdict decide(const fault_plan& plan, draws& draw, call which, int fd, st
   switch (which) {
     case call::recv:
     case call::send:
+    case call::sendfile:
     case call::sendmsg:
+    case call::splice:
       return decide_transfer(plan, draw, which, fd, length);
     case call::accept4:
       if (draw.happens(plan.connection_aborted)) return fails(ECONNABORTED, length);

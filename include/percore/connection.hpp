@@ -20,6 +20,7 @@
 #include <percore/detail/links.hpp>
 #include <percore/error.hpp>
 #include <percore/offload.hpp>
+#include <percore/send_file.hpp>
 #include <percore/tls.hpp>
 
 struct ssl_st;  // OpenSSL's SSL
@@ -254,6 +255,18 @@ class connection {
   detail::write_awaiter write_last(bytes_view data) noexcept { return detail::write_awaiter(*this, data, true); }
   detail::write_pieces_awaiter write_last(std::span<const bytes_view> pieces) noexcept {
     return detail::write_pieces_awaiter(*this, pieces, true);
+  }
+
+  // Sends `length` bytes of a regular file from `offset` on without taking them through the program (sendfile(2)); with TLS
+  // that the kernel does not do, and of files that know no sendfile, in copies of at most 16 KiB. False when it was not
+  // all: error() tells why, `bytes` how many were sent (with TLS in whole copies). errc::file_ended: the file ended
+  // before, because it is shorter or has been cut meanwhile; then, and when the file cannot be read, the connection
+  // lives on. A file that grows is sent as far as was asked for, `to_end_of_file` as far as it then goes; one that is
+  // changed is sent as the kernel finds it; holes are zeros. `file` must stay open and its position does not move. What
+  // the page cache does not hold is read from the disk while the core waits: for cold files on slow disks read them
+  // first, by offload().
+  detail::send_file_awaiter send_file(int file, std::uint64_t offset, std::uint64_t length) noexcept {
+    return detail::send_file_awaiter(*this, file, offset, length);
   }
 
   // Sends or keeps all of `data` without waiting, or none of it: false when the unsent tail has no room
