@@ -59,7 +59,6 @@ void slot::send_source() noexcept {
     }
     return;
   }
-  if (writer) (void)ensure_registered();  // it may have been postponed before it was
 }
 
 bool slot::send_plaintext(const std::byte* data, std::size_t size) noexcept {

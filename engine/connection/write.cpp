@@ -107,7 +107,10 @@ bool slot::keep_plain_rest() noexcept {
 void slot::keep_rest() noexcept {
   if (write_remaining > 0) {
     const std::size_t kept = tail == nullptr ? 0 : tail->size();
-    if (kept + write_remaining > listener->unsent_tail_bytes || piece_count == from_source) return;
+    if (kept + write_remaining > listener->unsent_tail_bytes || piece_count == from_source) {
+      if (writer) (void)ensure_registered();  // a write that was put off to this turn has not been yet
+      return;
+    }
     if (encrypting) {
       encrypt_rest();
       if (ended) {
