@@ -26,6 +26,11 @@ namespace percore::engine {
 
 struct stall_snapshot;
 
+// A coroutine that was spawned, in the list of its core.
+struct spawned_link : detail::link {
+  void (*destroy)(spawned_link&) noexcept = nullptr;
+};
+
 // What one core gives its connections. Written and read by the core's thread only, but for the counters (read by
 // stats()) and the mailbox.
 struct core_resources {
@@ -80,6 +85,14 @@ struct core_resources {
   // first blocking connection.
   int drain_fd = -1;
   stall_snapshot* stalled = nullptr;  // for the watch's signal; none: there is no watch
+  // Connections that were dialled and have an owner (outgoing_state), their number, and coroutines that were spawned.
+  base::intrusive_list<detail::link> outgoing;
+  std::uint32_t outgoing_count = 0;
+  base::intrusive_list<spawned_link> spawned;
+  bool dialling_ended = false;  // a halt, or the end of the grace: nothing is dialled any more
+  // The limit of open connections that all cores share: takes a place, or gives one back.
+  std::function<bool()> reserve_open;
+  std::function<void()> release_open;
   loop::timer_wheel timers;
   loop::poller poller;
 
@@ -100,6 +113,11 @@ struct core_resources {
     if (on_exception) on_exception(std::move(exception));
   }
 };
+
+// The end of the core: coroutines that wait for outgoing connections hear of it, spawned ones are destroyed, and owners
+// lose what they own.
+void end_outgoing(core_resources& core) noexcept;
+void end_spawned(core_resources& core) noexcept;
 
 // The core whose thread this is; nullptr on any other thread.
 extern constinit thread_local core_resources* core_of_thread;

@@ -31,6 +31,8 @@ struct core_counters {
   base::counter events;
   base::counter messages;
   base::counter halted;
+  base::counter dialled;
+  base::counter dials_failed;
   base::counter tls_handshakes;
   base::counter tls_resumptions;
   base::counter tls_v1_2;

@@ -34,6 +34,8 @@ class category final : public std::error_category {
         return "the peer sent plaintext behind its request for TLS";
       case errc::queue_full:
         return "the queue to the helper threads is full";
+      case errc::no_address:
+        return "the name has no address";
       case errc::file_ended:
         return "the file has ended before";
     }

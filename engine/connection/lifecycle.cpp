@@ -4,7 +4,7 @@
 #include <new>
 #include <utility>
 
-#include "engine/connection/slot.hpp"
+#include "engine/connection/outgoing.hpp"
 
 namespace percore {
 
@@ -88,6 +88,10 @@ void slot::start_handler() noexcept {
 }
 
 void slot::resume(std::coroutine_handle<> handle) noexcept {
+  if (!root) [[unlikely]] {
+    resume_host(handle);
+    return;
+  }
   operations = 0;
   core->running = this;
   ++core->steps;
@@ -163,6 +167,7 @@ void slot::recycle() noexcept {
   ready_node.unlink();
   queued = false;
   phase = slot_phase::free;
+  if (dialled) release_outgoing();
   if (++generation == 0) generation = 1;
   --core->counters.active;
   core->slots.give_back(*this);
@@ -287,7 +292,12 @@ void slot::halt() noexcept {
     sever();  // and closed when the helper, which may know its number, is back
     return;
   }
+  if (dialled && out().owner != nullptr) {
+    halt_outgoing();
+    return;
+  }
   if (root) {
+    forget_waits_of(*this);
     // Destructors of the frame's locals may still call the connection: nothing may point to an awaiter then.
     ended = true;
     closing = false;
@@ -302,6 +312,7 @@ void slot::halt() noexcept {
 }
 
 void slot::abandon() noexcept {
+  if (dialled) disown();
   resetting = true;
   drop_tail();
   sever();  // the helper may still use its number: not closed

@@ -44,7 +44,7 @@ void slot::fail_reader(int value) noexcept {
 }
 
 bool slot::waits_for_new_message() const noexcept {
-  return reading != read_kind::none && reading != read_kind::start_tls && begin == end &&
+  return !dialled && !relayed && reading != read_kind::none && reading != read_kind::start_tls && begin == end &&
          (reading <= read_kind::until || target_done == 0);
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <percore/connection.hpp>
+#include <percore/dial.hpp>
 #include <percore/server.hpp>
 #include <percore/task.hpp>
 
@@ -43,6 +44,7 @@ struct unsent_tail {
 };
 
 struct blocking_job;
+struct outgoing_state;
 
 enum class read_kind : std::uint8_t { none, some, more, until, into, full, start_tls };
 
@@ -126,6 +128,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool encrypted = false;          // `secure` stands between the operations and the socket,
   bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
   slot_doom doomed = slot_doom::none;
+  bool dialled = false;            // outgoing: `listener` is its outgoing_state, and there is no `root`
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
   unsent_tail* tail = nullptr;
@@ -173,6 +176,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   const void* context_type = nullptr;
   void (*destroy_context)(void*) noexcept = nullptr;
   bool context_on_heap = false;
+  bool relayed = false;            // a shutdown does not end its reads
   slot* next_free = nullptr;
   frame_arena arena;
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
@@ -202,8 +206,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     }
   }
 
-  void check_running() const noexcept {
-    PERCORE_ASSERT(core->running == this, "an operation of a connection is awaited by another's handler");
+  void check_running() noexcept {
+    if (core->running != this) note_host();
   }
   std::byte* arena_memory() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
   [[nodiscard]] std::uint64_t token() const noexcept { return std::uint64_t{generation} << 32 | index; }
@@ -310,6 +314,21 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // A helper has this connection and does not come back: ends what the peer can see of it, and leaves the rest.
   void abandon() noexcept;
 
+  // outgoing.cpp -------------------------------------------------------------------------------------------
+  [[nodiscard]] outgoing_state& out() const noexcept;
+  void open_outgoing(int connected_fd, const percore::peer_address& to, outgoing_state& state, outgoing& owner) noexcept;
+  [[gnu::cold]] void note_host() noexcept;
+  void resume_host(std::coroutine_handle<> handle) noexcept;
+  [[nodiscard]] bool is_waited_for() const noexcept { return reader || writer || sleeper != nullptr; }
+  void forget_waiters() noexcept;
+  static void forget_waits_of(const slot& host) noexcept;
+  void let_go() noexcept;  // the owner is gone
+  void halt_outgoing() noexcept;
+  void take_from_owner() noexcept;
+  void disown() noexcept;
+  // connecting.cpp: the client's side of TLS, as start_tls.
+  bool begin_client_tls(const tls_context& with, const std::string& server_name) noexcept;
+
   // timeouts.cpp -------------------------------------------------------------------------------------------
   void arm(std::int64_t deadline_ns) noexcept;
   void arm_for_read() noexcept {
@@ -324,6 +343,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void flush_or_close() noexcept;
   void close_descriptor() noexcept;
   void recycle() noexcept;
+  void release_outgoing() noexcept;
   void run_ready() noexcept;
 
   void arm_read_deadline(std::uint32_t timeout_ms) noexcept;  // 0: none

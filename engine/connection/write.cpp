@@ -13,6 +13,12 @@ namespace percore::engine {
 
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
+  if (last && dialled) [[unlikely]] {
+    // resume() looks after a FIN that waits only for connections with a handler of their own.
+    const bool done = start_write(first, count, false);
+    finish_sending();
+    return done;
+  }
   const bool in_turn = ++operations <= core->operations_per_turn;
   if (ended || sending_done || is_shaking_hands()) {
     fail(ended ? end_reason : static_cast<int>(sending_done ? errc::closed : errc::limit_exceeded));

@@ -29,6 +29,8 @@ core::core(const settings& given, loop::wakeup&& wake)
   resources_.stop_requested = given.stop_requested;
   resources_.on_exception = given.on_exception;
   resources_.on_tls_failure = given.on_tls_failure;
+  resources_.reserve_open = [shared = given.shared] { return shared->reserve_open(); };
+  resources_.release_open = [shared = given.shared] { shared->release_open(1); };
   grace_timer_.owner = this;
   patience_timer_.owner = this;
   patience_timer_.fire = [](detail::timer_node& node) { static_cast<own_timer&>(node).owner->give_up(); };
@@ -38,6 +40,7 @@ core::core(const settings& given, loop::wakeup&& wake)
     // The listeners first: one that still waits for room or for descriptors would take what nobody ends any more.
     self.close_listeners();
     self.resources_.helpers->close();
+    self.resources_.dialling_ended = true;
     self.for_each_connection([](slot& s) { s.end_grace(); });
     self.drop_queued_jobs();
     self.be_patient();
@@ -85,9 +88,14 @@ void core::run() noexcept {
   resources_.helpers->start(resources_.now_ns);
   while (!given_up_ && !(halting_ ? !jobs_left() : drained())) turn();
   resources_.helpers->close();
+  resources_.dialling_ended = true;
   // Whoever posts from here on is told that the server has ended; what was posted before still runs.
   resources_.mailbox->close();
   while (!resources_.mailbox->drained()) run_messages(messages_per_turn);
+  if (!given_up_) {
+    end_outgoing(resources_);
+    settings_.shared->release_open(resources_.slots.end_of_turn());
+  }
   end_helpers();
   core_of_thread = nullptr;
 }
@@ -256,6 +264,7 @@ void core::begin_shutdown() noexcept {
 void core::halt() noexcept {
   close_listeners();
   resources_.helpers->close();  // what is to be dropped must not come back
+  resources_.dialling_ended = true;
   for_each_connection([](slot& s) { s.halt(); });
   settings_.shared->release_open(resources_.slots.end_of_turn());
   resources_.stopping = halting_ = true;

@@ -92,7 +92,7 @@ class core {
   [[nodiscard]] bool drained() const noexcept;
   [[gnu::hot]] void run_completed() noexcept;
   [[nodiscard]] bool jobs_left() const noexcept {
-    return resources_.slots.in_use() != 0 || resources_.helpers->outstanding() != 0;
+    return resources_.slots.in_use() != resources_.outgoing_count || resources_.helpers->outstanding() != 0;
   }
   void drop_queued_jobs() noexcept;
   void be_patient() noexcept;

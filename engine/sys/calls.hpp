@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -224,6 +225,14 @@ inline int fcntl(int fd, int command, int argument) noexcept {
 inline int poll(pollfd* entries, nfds_t count, int timeout_ms) noexcept {
   PERCORE_FAULT_POINT(poll, -1);
   return or_errno(::poll(entries, count, timeout_ms));
+}
+
+// getaddrinfo(3), which blocks; its results are EAI_* values.
+inline int resolve(const char* host, const addrinfo* hints, addrinfo** found) noexcept {
+#ifdef PERCORE_FAULTS
+  if (before_call(call::getaddrinfo, -1, 0).injected) return EAI_AGAIN;
+#endif
+  return ::getaddrinfo(host, nullptr, hints, found);
 }
 
 // Index of a network interface by its name; 0 if there is none of that name.

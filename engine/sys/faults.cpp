@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::array<const char*, call_count> names = {
     "accept4", "bind", "chmod", "clock_gettime", "close", "connect", "epoll_create1", "epoll_ctl_add",
-    "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd", "fcntl", "futex_wait", "getsockname", "getsockopt",
+    "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd", "fcntl", "futex_wait", "getaddrinfo", "getsockname", "getsockopt",
     "listen", "lstat", "mmap", "pipe2", "poll", "pread", "read", "recv", "send", "sendfile", "sendmsg",
     "setsockopt", "shutdown", "socket", "splice", "thread_create", "unlink", "unshare", "write"};
 static_assert(names.back() != nullptr);

@@ -30,6 +30,7 @@ enum class call : std::uint8_t {
   eventfd,
   fcntl,
   futex_wait,
+  getaddrinfo,
   getsockname,
   getsockopt,
   listen,

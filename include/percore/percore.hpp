@@ -6,6 +6,7 @@
 #include <percore/bytes_view.hpp>
 #include <percore/connection.hpp>
 #include <percore/connection_handle.hpp>
+#include <percore/dial.hpp>
 #include <percore/error.hpp>
 #include <percore/offload.hpp>
 #include <percore/options.hpp>
@@ -13,6 +14,7 @@
 #include <percore/send_file.hpp>
 #include <percore/server.hpp>
 #include <percore/socket_options.hpp>
+#include <percore/spawn.hpp>
 #include <percore/stats.hpp>
 #include <percore/task.hpp>
 #include <percore/tls.hpp>

@@ -68,6 +68,8 @@ struct core_stats {
   std::uint64_t events = 0;              // readiness events that they brought
   std::uint64_t messages = 0;            // mailbox messages run
   std::uint64_t halted = 0;              // connections whose handler was ended by halt() or the end of a grace
+  std::uint64_t dialled = 0;             // outgoing connections made
+  std::uint64_t dials_failed = 0;
   std::uint64_t stalls = 0;              // times that something kept the core longer than stall_options::threshold
 
   // TLS, for listeners and start_tls alike.
