@@ -67,9 +67,9 @@ detail::write_source::outcome look_at_attempt(detail::write_source&, slot& throu
   const socklen_t size = address(through.peer).to_sockaddr(to);
   const int result = sys::connect(through.fd, reinterpret_cast<const sockaddr*>(&to), size);
   if (result == 0 || result == -EISCONN) return outcome::done;
-  if (result == -EALREADY || result == -EINPROGRESS || result == -EINTR) {
+  if (result == -EALREADY || result == -EINPROGRESS) {
     through.writable = false;
-  } else {
+  } else if (result != -EINTR) {
     through.end_with(result);
   }
   return outcome::more;

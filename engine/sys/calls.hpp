@@ -231,6 +231,7 @@ inline int poll(pollfd* entries, nfds_t count, int timeout_ms) noexcept {
 inline int resolve(const char* host, const addrinfo* hints, addrinfo** found) noexcept {
 #ifdef PERCORE_FAULTS
   if (before_call(call::getaddrinfo, -1, 0).injected) return EAI_AGAIN;
+  if (const resolver_stand_in instead = resolver()) return instead(host, hints, found);
 #endif
   return ::getaddrinfo(host, nullptr, hints, found);
 }

@@ -43,6 +43,7 @@ struct installed_plan {
 
 std::atomic<installed_plan*> current{nullptr};
 std::atomic<kernel_stand_in*> stand_in{nullptr};
+std::atomic<resolver_stand_in> names_from{nullptr};
 
 // xoshiro256** seeded by splitmix64 (Blackman and Vigna, "Scrambled linear pseudorandom number generators",
 // 2021).
@@ -266,6 +267,9 @@ void note_epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t da
 }
 
 void set_kernel_stand_in(kernel_stand_in* instead) noexcept { stand_in.store(instead, std::memory_order_release); }
+
+void set_resolver_stand_in(resolver_stand_in instead) noexcept { names_from.store(instead); }
+resolver_stand_in resolver() noexcept { return names_from.load(); }
 
 kernel_stand_in* stand_in_for(int fd) noexcept {
   kernel_stand_in* const installed = stand_in.load(std::memory_order_acquire);

@@ -5,6 +5,7 @@
 // compiled into the engine.
 #pragma once
 
+#include <netdb.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 
@@ -122,5 +123,11 @@ class kernel_stand_in {
 void set_kernel_stand_in(kernel_stand_in* instead) noexcept;
 kernel_stand_in* stand_in_for(int fd) noexcept;                         // nullptr: the kernel itself
 kernel_stand_in* stand_in_asked(int level, int name) noexcept;  // the same, for an option
+
+// What names resolve to instead of asking the system, as getaddrinfo(3) answers; nullptr: the system is asked. The answer is
+// given back with freeaddrinfo(3). Not while a server runs.
+using resolver_stand_in = int (*)(const char* host, const addrinfo* hints, addrinfo** found);
+void set_resolver_stand_in(resolver_stand_in instead) noexcept;
+resolver_stand_in resolver() noexcept;
 
 }  // namespace percore::sys
