@@ -25,6 +25,7 @@ class server;
 namespace percore::engine {
 
 struct stall_snapshot;
+class pipe_pool;
 
 // A coroutine that was spawned, in the list of its core.
 struct spawned_link : detail::link {
@@ -89,6 +90,10 @@ struct core_resources {
   base::intrusive_list<detail::link> outgoing;
   std::uint32_t outgoing_count = 0;
   base::intrusive_list<spawned_link> spawned;
+  // For copying from socket to socket; made when it is first needed.
+  std::shared_ptr<pipe_pool> pipes;
+  std::size_t pipe_limit = 0;
+  std::size_t pipe_bytes = 0;
   bool dialling_ended = false;  // a halt, or the end of the grace: nothing is dialled any more
   // The limit of open connections that all cores share: takes a place, or gives one back.
   std::function<bool()> reserve_open;
@@ -101,6 +106,8 @@ struct core_resources {
     if (secure == nullptr) secure = std::make_unique<tls::core_state>();
     return *secure;
   }
+
+  pipe_pool& pipe_reserve();
 
   bool open_drain_fd() noexcept {
     if (drain_fd >= 0) return true;

@@ -74,6 +74,10 @@ bool slot::advance_read() noexcept {
     case read_kind::more:
       done = advance_more();
       break;
+    case read_kind::ready:
+      done = begin != end || end_seen || readable;
+      target_done = done ? 1 : 0;
+      break;
     case read_kind::until:
       done = advance_until();
       break;

@@ -46,7 +46,7 @@ struct unsent_tail {
 struct blocking_job;
 struct outgoing_state;
 
-enum class read_kind : std::uint8_t { none, some, more, until, into, full, start_tls };
+enum class read_kind : std::uint8_t { none, some, more, ready, until, into, full, start_tls };
 
 // Nodes of a slot in lists of its core.
 struct slot_timer : detail::timer_node {
@@ -261,6 +261,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   [[nodiscard]] bool waits_for_new_message() const noexcept;
   [[nodiscard]] bytes_view view() const noexcept;
   void drop_buffer() noexcept;
+  bool splice_into(int pipe, std::uint64_t most, std::size_t& done) noexcept;  // copying.cpp
 
   // write.cpp ----------------------------------------------------------------------------------------------
   [[gnu::hot]] bool start_write(const bytes_view* first, std::size_t count, bool last) noexcept;

@@ -8,6 +8,8 @@
 #include <system_error>
 #include <utility>
 
+#include "engine/connection/pipes.hpp"
+
 namespace percore::engine {
 
 namespace {
@@ -29,6 +31,8 @@ core::core(const settings& given, loop::wakeup&& wake)
   resources_.stop_requested = given.stop_requested;
   resources_.on_exception = given.on_exception;
   resources_.on_tls_failure = given.on_tls_failure;
+  resources_.pipe_limit = given.pipes;
+  resources_.pipe_bytes = given.pipe_bytes;
   resources_.reserve_open = [shared = given.shared] { return shared->reserve_open(); };
   resources_.release_open = [shared = given.shared] { shared->release_open(1); };
   grace_timer_.owner = this;
@@ -102,6 +106,7 @@ void core::run() noexcept {
 
 void core::close_poller() noexcept {
   if (resources_.drain_fd >= 0) (void)sys::close(std::exchange(resources_.drain_fd, -1));
+  if (resources_.pipes != nullptr) resources_.pipes->close();
   resources_.poller.close();
 }
 

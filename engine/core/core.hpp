@@ -23,6 +23,8 @@ class core {
     std::optional<unsigned> numa_node;  // none: wherever the thread touches it first
     core_resources::limits limits;
     std::size_t mailbox_messages = 0;
+    std::size_t pipes = 0;
+    std::size_t pipe_bytes = 0;
     const std::atomic<bool>* stop_requested = nullptr;
     server* owner = nullptr;
     shared_limits* shared = nullptr;

@@ -44,6 +44,8 @@ server_options checked(server_options options) {
           "read_buffers_per_core must be from 1 to 1048576");
   require(options.mailbox_messages >= 1 && options.mailbox_messages <= 16'777'216,
           "mailbox_messages must be from 1 to 16777216");
+  require(options.pipes_per_core <= 65'536, "pipes_per_core must be at most 65536");
+  require(options.pipe_bytes >= 4096 && options.pipe_bytes <= 1024 * 1024, "pipe_bytes must be from 4096 to 1 MiB");
   require(options.operations_per_turn >= 1, "operations_per_turn must be at least 1");
   require(options.max_connections_per_core <= most_connections_per_core * 16,
           "max_connections_per_core must be at most 4194304");
@@ -292,6 +294,8 @@ void server_state::prepare_core(std::size_t index) {
                      options_.read_buffer_bytes, options_.operations_per_turn,
                      std::chrono::nanoseconds(options_.handshake_budget).count()};
   settings.mailbox_messages = options_.mailbox_messages;
+  settings.pipes = options_.pipes_per_core;
+  settings.pipe_bytes = options_.pipe_bytes;
   settings.owner = &face_;
   settings.shared = &limits_;
   settings.on_exception = options_.on_exception;

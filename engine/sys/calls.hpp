@@ -148,6 +148,17 @@ inline ssize_t sendfile(int fd, int file, off_t* offset, std::size_t length) noe
   return or_errno(::sendfile(fd, file, offset, length));
 }
 
+// Between a pipe and a socket, in either direction, without waiting; `socket` is the one of the two that is a socket.
+inline ssize_t splice(int from, int to, std::size_t length, [[maybe_unused]] int socket) noexcept {
+  PERCORE_FAULT_POINT_LENGTH(splice, socket, length);
+  return or_errno(::splice(from, nullptr, to, nullptr, length, SPLICE_F_MOVE | SPLICE_F_NONBLOCK));
+}
+
+inline int pipe2(int* ends, int flags) noexcept {
+  PERCORE_FAULT_POINT(pipe2, -1);
+  return or_errno(::pipe2(ends, flags));
+}
+
 inline int shutdown(int fd, int how) noexcept {
   PERCORE_FAULT_POINT(shutdown, fd);
   return or_errno(::shutdown(fd, how));

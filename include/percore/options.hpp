@@ -116,6 +116,11 @@ struct server_options {
   // 1,048,576. A read that finds none left waits until one is given back.
   std::size_t read_buffer_bytes = 32 * 1024;
   std::size_t read_buffers_per_core = 2048;
+  // Pipes for copying between sockets (relay, connection::copy_to), each of two descriptors: at most so many of one core
+  // hold something at a time, 0 to 65,536; without one left bytes are read and written. And the size of each, 4096 to 1 MiB
+  // (what the kernel refuses, pipe(7), stays at its 64 KiB).
+  std::size_t pipes_per_core = 256;
+  std::size_t pipe_bytes = 256 * 1024;
   // Messages that a core's mailbox holds, 1 to 16,777,216, rounded up to a power of two; more are answered with
   // queue_full.
   std::size_t mailbox_messages = 4096;

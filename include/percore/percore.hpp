@@ -11,6 +11,7 @@
 #include <percore/offload.hpp>
 #include <percore/options.hpp>
 #include <percore/placement.hpp>
+#include <percore/relay.hpp>
 #include <percore/send_file.hpp>
 #include <percore/server.hpp>
 #include <percore/socket_options.hpp>

@@ -150,6 +150,9 @@ class [[nodiscard("a task runs only when it is awaited")]] task {
   awaiter operator co_await() const& noexcept { return awaiter(handle_); }
   awaiter operator co_await() const&& noexcept { return awaiter(handle_); }
 
+  // For the engine.
+  [[nodiscard]] handle_type handle() const noexcept { return handle_; }
+
   // Gives the frame to the caller, who must destroy it. For the engine.
   [[nodiscard]] handle_type release() noexcept { return std::exchange(handle_, {}); }
 
