@@ -241,8 +241,12 @@ task<outgoing> dialling::first_connected(std::vector<address> where, const dial_
                                          std::int64_t deadline_ns) {
   core_resources& core = *engine::core_of_thread;
   std::vector<outgoing> attempts;
-  attempts.reserve(where.size());
   outgoing failed;
+  if (options.permit) {
+    std::erase_if(where, [&options](const address& one) { return !options.permit(one); });
+    fail(failed, static_cast<int>(errc::not_permitted));  // unless one is left
+  }
+  attempts.reserve(where.size());
   std::int64_t next_ns = 0;
   for (std::size_t next = 0;;) {
     if (next < where.size() && (attempts.empty() || sys::monotonic_ns() >= next_ns)) {

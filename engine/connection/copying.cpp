@@ -246,7 +246,7 @@ task<relayed> relay(connection& first, connection& second, relay_options options
       s->end_with(reason);
     }
   };
-  task<copied> forth = engine::copy(first, second, no_limit, &seen);
+  task<copied> forth = engine::copy(first, second, options.forth_limit, &seen);
   task<copied> back = engine::copy(second, first, no_limit, &seen);
   if (!forth || !back) throw std::bad_alloc();
   bool forth_open = true;
@@ -257,7 +257,8 @@ task<relayed> relay(connection& first, connection& second, relay_options options
     const copied outcome = which.handle().promise().take();
     bytes = outcome.bytes;
     if (!outcome.error) {
-      target.shutdown_write();
+      const bool at_limit = &target == &second && outcome.bytes == options.forth_limit;
+      if (!at_limit) target.shutdown_write();
     } else {
       end_both(outcome.error, static_cast<int>(errc::closed));
     }

@@ -36,6 +36,8 @@ class category final : public std::error_category {
         return "the queue to the helper threads is full";
       case errc::no_address:
         return "the name has no address";
+      case errc::not_permitted:
+        return "no address is permitted";
       case errc::file_ended:
         return "the file has ended before";
     }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -30,6 +31,10 @@ struct dial_options {
   // Of a name with several addresses: how long one may take before the next is tried beside it (RFC 8305 8 recommends 250
   // ms, and 100 ms to 2 s as limits).
   std::chrono::milliseconds attempt_delay{250};
+
+  // Asked for each address before it is tried, those of a name too, which anybody's name server may have chosen: false leaves
+  // it out, and when none is left the dial fails with errc::not_permitted. On the core's thread; must not throw. Empty: all.
+  std::function<bool(const address&)> permit;
 
   // Where the connection comes from: an IP address (port 0: the kernel chooses). Of a name only addresses of its family
   // are tried. Unspecified: the kernel chooses.
@@ -83,7 +88,7 @@ class outgoing {
   connection* operator->() const noexcept { return connection_; }
 
   // Why it was not made: errc::timed_out; errc::limit_exceeded when server_options::max_connections_per_core or
-  // max_connections is reached; errc::no_address for a name that has none; errc::tls_failed; errc::shutting_down; or what
+  // max_connections is reached; errc::no_address for a name that has none; errc::not_permitted; errc::tls_failed; errc::shutting_down; or what
   // the kernel said of the last address that was tried (ECONNREFUSED, EHOSTUNREACH, EMFILE, ...).
   [[nodiscard]] std::error_code error() const noexcept { return error_; }
   // After errc::tls_failed: OpenSSL's reason. After errc::no_address: the resolver's. Valid as long as the program.

@@ -20,6 +20,7 @@ enum class errc {
   plaintext_injected, // start_tls: the peer had sent more in plain already (see buffered_plaintext)
   queue_full,         // offload: the queue to the helper threads has no room (helper_options::at_full)
   no_address,         // dial: the name has none
+  not_permitted,      // dial: dial_options::permit has left out every address
   file_ended,         // send_file: the file is shorter than what was asked for
 };
 

@@ -8,6 +8,7 @@
 #include <percore/connection_handle.hpp>
 #include <percore/dial.hpp>
 #include <percore/error.hpp>
+#include <percore/network.hpp>
 #include <percore/offload.hpp>
 #include <percore/options.hpp>
 #include <percore/placement.hpp>

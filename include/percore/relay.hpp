@@ -27,6 +27,9 @@ struct relay_options {
   // No byte in either direction for so long ends both (errc::timed_out); 0: never. Beside it the connections' own read,
   // write, idle and lifetime timeouts apply to each as always.
   std::chrono::milliseconds idle_timeout{0};
+  // After so many bytes of the first connection its direction has ended, without a FIN to the second: for one request that
+  // is passed on, of which the length is known.
+  std::uint64_t forth_limit = no_limit;
   // A shutdown lets the relay go on until it ends by itself or the grace is over. Off: it ends, as a handler that waits for
   // a new message, as soon as an accepted connection has nothing more to give (errc::shutting_down).
   bool outlives_shutdown = true;
