@@ -285,6 +285,15 @@ task<outgoing> dialling::first_connected(std::vector<address> where, const dial_
 task<outgoing> dialling::finish(outgoing made, const dial_options& options, const std::string& host,
                                 std::int64_t deadline_ns) {
   core_resources& core = *engine::core_of_thread;
+  if (made && options.proxy) {
+    const std::string header = to_bytes(*options.proxy);
+    of(made).write_timeout_ms = engine::ms_until(deadline_ns);
+    const bool sent = co_await made->write(header);
+    if (!sent) {
+      fail(made, made ? of(made).error_value : static_cast<int>(errc::shutting_down));
+      made.close();
+    }
+  }
   if (made && options.tls) {
     slot& s = of(made);
     s.out().handshake_timeout_ms = engine::ms_until(deadline_ns);

@@ -36,6 +36,7 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::dialled, &plain::dialled);
   visit(&live::dials_failed, &plain::dials_failed);
   visit(&live::pipes_exhausted, &plain::pipes_exhausted);
+  visit(&live::proxy_refused, &plain::proxy_refused);
   visit(&live::tls_handshakes, &plain::tls_handshakes);
   visit(&live::tls_resumptions, &plain::tls_resumptions);
   visit(&live::tls_v1_2, &plain::tls_v1_2);

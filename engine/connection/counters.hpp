@@ -34,6 +34,7 @@ struct core_counters {
   base::counter dialled;
   base::counter dials_failed;
   base::counter pipes_exhausted;
+  base::counter proxy_refused;
   base::counter tls_handshakes;
   base::counter tls_resumptions;
   base::counter tls_v1_2;

@@ -69,7 +69,7 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
 void slot::start_handler() noexcept {
   task<> made;
   try {
-    made = listener->handler(*this);
+    made = listener->proxy ? serve_proxied(*this, *listener) : listener->handler(*this);
   } catch (...) {  // a function that is no coroutine itself and throws before it has made one
     ++core->counters.accepted;
     core->report(std::current_exception());

@@ -5,6 +5,7 @@
 
 #include <percore/connection.hpp>
 #include <percore/dial.hpp>
+#include <percore/proxy_protocol.hpp>
 #include <percore/server.hpp>
 #include <percore/task.hpp>
 
@@ -29,6 +30,7 @@ struct listener_config {
   std::uint32_t handshake_timeout_ms = 0;
   std::shared_ptr<tls::shared_context> tls;  // none: plain
   detail::blocking_handler blocking;         // instead of `handler`
+  std::shared_ptr<const proxy_protocol_options> proxy;  // none: clients come by themselves
   bool wait_for_client = true;               // a blocking handler starts when there is something to read
   std::uint64_t tls_identity = 0;            // of this listener in this process, for its tickets
 };
@@ -181,7 +183,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   frame_arena arena;
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
   detail::offload_piece* piece = nullptr;  // what the handler waits for: offloaded, or about to be answered
-  blocking_job* blocked = nullptr;         // in the phases waiting and blocking
+  union {
+    blocking_job* blocked = nullptr;         // in the phases waiting and blocking
+    const proxy_header* proxied;             // before: what a balancer has said of the client
+  };
 
   // Starts loading what an event of this connection will touch: the lines above and the handler's frame. They come out
   // of the last-level cache, or from memory, all at once instead of one after the other, and for all but the first
@@ -328,6 +333,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void take_from_owner() noexcept;
   void disown() noexcept;
   // connecting.cpp: the client's side of TLS, as start_tls.
+  // proxied.cpp: the server's, behind a PROXY header.
+  bool begin_proxied_tls() noexcept;
   bool begin_client_tls(const tls_context& with, const std::string& server_name) noexcept;
 
   // timeouts.cpp -------------------------------------------------------------------------------------------
@@ -413,6 +420,9 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
 // What server_options::slot_bytes says of it.
 static_assert(sizeof(slot) == 448);
+
+// The handler of a connection whose listener expects a PROXY header: takes it, and then serves.
+task<> serve_proxied(connection& conn, const listener_config& how);
 
 // Goes on with a coroutine that no connection's handler waits for.
 void resume_without_connection(std::coroutine_handle<> handle);

@@ -122,6 +122,11 @@ std::size_t server_state::add_listener(const address* where, int fd, detail::han
     require(options.tls->role() == tls_role::server, "listen_options::tls must be a server's context");
     config.tls = options.tls->shared();
   }
+  if (options.proxy_protocol) {
+    require(!config.blocking, "listen_options::proxy_protocol is for coroutine handlers");
+    require(options.proxy_protocol->timeout.count() >= 1, "proxy_protocol_options::timeout must be at least 1 ms");
+    config.proxy = std::make_shared<const proxy_protocol_options>(*options.proxy_protocol);
+  }
   config.tls_identity = next_tls_identity.fetch_add(1, std::memory_order_relaxed);
   require(options.unsent_tail_bytes <= 1u << 30, "unsent_tail_bytes must be at most 1073741824");
   require(options.accepts_per_turn >= 1, "accepts_per_turn must be at least 1");

@@ -31,6 +31,7 @@ namespace percore {
 
 class server;
 class connection;
+struct proxy_header;
 
 namespace detail {
 
@@ -364,7 +365,10 @@ class connection {
 
   // --- where and who ---------------------------------------------------------------------------------------
 
-  [[nodiscard]] address peer_address() const noexcept;   // as accept4 told it; no system call
+  // As accept4 told it, a balancer has said (listen_options::proxy_protocol), or it was dialled; no system call.
+  [[nodiscard]] address peer_address() const noexcept;
+  // The header that a balancer has sent; nullptr: none. Valid as long as the handler runs.
+  [[nodiscard]] const proxy_header* proxied() const noexcept;
   [[nodiscard]] address local_address() const noexcept;  // one getsockname; unspecified once closed
   [[nodiscard]] server& owner() const noexcept;
   [[nodiscard]] unsigned core_index() const noexcept;     // 0 .. server::core_count() - 1

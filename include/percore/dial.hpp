@@ -13,6 +13,7 @@
 
 #include <percore/address.hpp>
 #include <percore/connection.hpp>
+#include <percore/proxy_protocol.hpp>
 #include <percore/socket_options.hpp>
 #include <percore/task.hpp>
 #include <percore/tls.hpp>
@@ -53,6 +54,10 @@ struct dial_options {
   // server's context.
   std::optional<tls_context> tls;
   std::string server_name;
+
+  // Sent before everything else: on whose behalf this connection is made. `source` and `destination` may be those of the
+  // connection that is being served (peer_address(), local_address()).
+  std::optional<proxy_header> proxy;
 
   // As in listen_options, for the connection once it is made.
   std::chrono::milliseconds read_timeout{0};

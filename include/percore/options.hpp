@@ -16,6 +16,7 @@
 #include <percore/address.hpp>
 #include <percore/connection_handle.hpp>
 #include <percore/placement.hpp>
+#include <percore/proxy_protocol.hpp>
 #include <percore/socket_options.hpp>
 #include <percore/tls.hpp>
 
@@ -179,6 +180,10 @@ struct listen_options {
   std::optional<tls_context> tls;
   // A whole handshake, also that of start_tls; resolution and limit as above, 0 is none.
   std::chrono::milliseconds handshake_timeout{10'000};
+
+  // Connections come from a balancer that says whom it brings, before everything else (before TLS too); then peer_address()
+  // is that client's, and connection::proxied() all that was said. Not for blocking handlers.
+  std::optional<proxy_protocol_options> proxy_protocol;
 
   // How much of a write may be kept when the socket does not take it, at most 1 GiB; over it the writer waits.
   // With TLS it is counted in encrypted bytes, and up to 64 KiB more may be kept: what is encrypted has to be sent.

@@ -12,6 +12,7 @@
 #include <percore/offload.hpp>
 #include <percore/options.hpp>
 #include <percore/placement.hpp>
+#include <percore/proxy_protocol.hpp>
 #include <percore/relay.hpp>
 #include <percore/send_file.hpp>
 #include <percore/server.hpp>

@@ -71,6 +71,7 @@ struct core_stats {
   std::uint64_t dialled = 0;             // outgoing connections made
   std::uint64_t dials_failed = 0;
   std::uint64_t pipes_exhausted = 0;     // chunks that were copied because no pipe was left
+  std::uint64_t proxy_refused = 0;       // connections reset for want of a PROXY header, or of trust in who sent it
   std::uint64_t stalls = 0;              // times that something kept the core longer than stall_options::threshold
 
   // TLS, for listeners and start_tls alike.
