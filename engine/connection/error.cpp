@@ -38,6 +38,8 @@ class category final : public std::error_category {
         return "the name has no address";
       case errc::not_permitted:
         return "no address is permitted";
+      case errc::cancelled:
+        return "cut short: another task was first";
       case errc::file_ended:
         return "the file has ended before";
     }

@@ -62,6 +62,7 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   error_value = end_reason = 0;
   peer = from;
   sleeper = nullptr;
+  hosted = nullptr;
   arena.reset(arena_memory(), core->slots.slot_bytes() - sizeof(slot));
   timeouts_changed();
 }
@@ -297,7 +298,7 @@ void slot::halt() noexcept {
     return;
   }
   if (root) {
-    forget_waits_of(*this);
+    forget_hosted_waits();
     // Destructors of the frame's locals may still call the connection: nothing may point to an awaiter then.
     ended = true;
     closing = false;

@@ -43,7 +43,18 @@ void slot::note_host() noexcept {
   const host_ref waiter = host_ref::of_running(*core);
   PERCORE_ASSERT(out().host == waiter || !is_waited_for() || !out().host.alive(),
                  "operations of one connection are awaited in two handlers at once");
+  if (out().host == waiter) return;
+  leave_host();
   out().host = waiter;
+  if (waiter.where != nullptr) out().next_hosted = std::exchange(waiter.where->hosted, &out());
+}
+
+void slot::leave_host() noexcept {
+  const host_ref host = std::exchange(out().host, host_ref());
+  if (host.where == nullptr || host.where->generation != host.generation) return;
+  outgoing_state** next = &host.where->hosted;
+  while (*next != &out()) next = &(*next)->next_hosted;
+  *next = out().next_hosted;
 }
 
 void slot::resume_host(std::coroutine_handle<> handle) noexcept {
@@ -61,12 +72,9 @@ void slot::forget_waiters() noexcept {
   unqueue();
 }
 
-// Frames of `host` are about to be destroyed.
-void slot::forget_waits_of(const slot& host) noexcept {
-  host.core->outgoing.for_each([&host](detail::link& node) {
-    auto& state = static_cast<outgoing_state&>(node);
-    if (state.host == host_ref{const_cast<slot*>(&host), host.generation}) state.self->forget_waiters();
-  });
+// The handler's frames are about to be destroyed.
+void slot::forget_hosted_waits() noexcept {
+  for_each_hosted([](outgoing_state& state) { state.self->forget_waiters(); });
 }
 
 void slot::let_go() noexcept {
@@ -100,6 +108,7 @@ void slot::halt_outgoing() noexcept {
 
 void slot::release_outgoing() noexcept {
   disown();
+  leave_host();
   dialled = relayed = false;
   delete &out();
   listener = nullptr;

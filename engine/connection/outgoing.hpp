@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include <percore/dial.hpp>
 
@@ -38,7 +39,16 @@ struct outgoing_state : listener_config, detail::link {
   slot* self = nullptr;
   outgoing* owner = nullptr;  // none: it is only flushed still
   host_ref host;
+  outgoing_state* next_hosted = nullptr;  // of the same host
   detail::write_source connecting;
 };
+
+template <class F>
+void slot::for_each_hosted(F f) noexcept {
+  for (outgoing_state* one = hosted; one != nullptr;) {
+    outgoing_state& state = *std::exchange(one, one->next_hosted);
+    f(state);
+  }
+}
 
 }  // namespace percore::engine

@@ -179,7 +179,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void (*destroy_context)(void*) noexcept = nullptr;
   bool context_on_heap = false;
   bool relayed = false;            // a shutdown does not end its reads
-  slot* next_free = nullptr;
+  union {
+    slot* next_free = nullptr;
+    outgoing_state* hosted;        // in use: the first of the dialled connections that its handler was last to wait for
+  };
   frame_arena arena;
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
   detail::offload_piece* piece = nullptr;  // what the handler waits for: offloaded, or about to be answered
@@ -294,6 +297,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // waiting.cpp --------------------------------------------------------------------------------------------
   void interrupt_sleep() noexcept;  // at the next tick
   void resume_sleeper() noexcept;   // now
+  [[nodiscard]] bool sleeps_in(std::coroutine_handle<> waiter) const noexcept;
 
   // offload.cpp --------------------------------------------------------------------------------------------
   // The connection has ended: takes its piece back from the helpers if none has it yet, and says so to it otherwise.
@@ -301,6 +305,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // False when a helper has it: then it must be waited for.
   bool recall_piece() noexcept;
   void leave_piece() noexcept;
+  [[nodiscard]] bool offloads_in(std::coroutine_handle<> waiter) const noexcept;  // forks.cpp: and can be cut short
   // Recalls it and goes on with the handler now, which is told `reason`. False as above.
   bool answer_piece(int reason) noexcept;
   void piece_is_back(std::coroutine_handle<> waiter) noexcept;
@@ -326,8 +331,11 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   [[gnu::cold]] void note_host() noexcept;
   void resume_host(std::coroutine_handle<> handle) noexcept;
   [[nodiscard]] bool is_waited_for() const noexcept { return reader || writer || sleeper != nullptr; }
+  template <class F>
+  void for_each_hosted(F f) noexcept;  // outgoing.hpp
+  void leave_host() noexcept;
   void forget_waiters() noexcept;
-  static void forget_waits_of(const slot& host) noexcept;
+  void forget_hosted_waits() noexcept;
   void let_go() noexcept;  // the owner is gone
   void halt_outgoing() noexcept;
   void take_from_owner() noexcept;

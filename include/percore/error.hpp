@@ -21,6 +21,7 @@ enum class errc {
   queue_full,         // offload: the queue to the helper threads has no room (helper_options::at_full)
   no_address,         // dial: the name has none
   not_permitted,      // dial: dial_options::permit has left out every address
+  cancelled,          // another task of a when_any was first
   file_ended,         // send_file: the file is shorter than what was asked for
 };
 

@@ -22,3 +22,4 @@
 #include <percore/task.hpp>
 #include <percore/tls.hpp>
 #include <percore/version.hpp>
+#include <percore/when.hpp>
