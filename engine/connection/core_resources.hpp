@@ -1,9 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include <percore/address.hpp>
 #include <percore/tls.hpp>
@@ -12,6 +14,7 @@
 #include "engine/connection/counters.hpp"
 #include "engine/connection/read_buffers.hpp"
 #include "engine/connection/slot_pool.hpp"
+#include "engine/connection/spill_gauge.hpp"
 #include "engine/helpers/pool.hpp"
 #include "engine/loop/mailbox.hpp"
 #include "engine/loop/poller.hpp"
@@ -24,6 +27,7 @@ class server;
 
 namespace percore::engine {
 
+struct slice_job;
 struct stall_snapshot;
 
 // What one core gives its connections. Written and read by the core's thread only, but for the counters (read by
@@ -76,6 +80,18 @@ struct core_resources {
   server* owner = nullptr;
   std::function<void(std::exception_ptr)> on_exception;
   std::shared_ptr<helpers::pool> helpers;
+  // Slices that run on this thread, but away from the core: at the loop's next chance. See core::run_slices.
+  base::intrusive_list<detail::ready_node> slices;
+  std::vector<detail::message> late_messages;  // to connections that have ended while they were away
+  // For the next connections whose slices go away, linked by next_completed.
+  slice_job* idle_slices = nullptr;
+  std::size_t idle_slice_count = 0;
+  bool open_to_takeover = false;    // slices of coroutine handlers run so
+  std::vector<spill_gauge> gauges;  // of the listeners, by their numbers
+  // The clock as read at the end of the last measured slice, and `steps` then: it is the beginning of the next one if
+  // nothing else has run between.
+  std::int64_t measured_at_ns = 0;
+  std::uint64_t measured_steps = 0;
   // Readable once this core drains: what helpers that wait for a client look at besides its descriptor; -1 before the
   // first blocking connection.
   int drain_fd = -1;
@@ -93,6 +109,26 @@ struct core_resources {
     if (drain_fd >= 0) return true;
     drain_fd = sys::eventfd(stopping ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
     return drain_fd >= 0;
+  }
+
+  void run_message(detail::message& what) noexcept {
+    ++counters.messages;
+    ++steps;
+    try {
+      what(*this);
+    } catch (...) {
+      report(std::current_exception());
+    }
+    ++steps;
+  }
+
+  // For a slice that begins now, without reading the clock if that can be.
+  [[nodiscard]] std::int64_t beginning_of_slice() const noexcept {
+    return measured_steps == steps.get() ? std::max(measured_at_ns, now_ns) : sys::monotonic_ns();
+  }
+  void slice_measured(std::int64_t at_ns) noexcept {
+    measured_at_ns = at_ns;
+    measured_steps = steps.get();
   }
 
   void report(std::exception_ptr exception) noexcept {

@@ -33,6 +33,9 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::events, &plain::events);
   visit(&live::messages, &plain::messages);
   visit(&live::halted, &plain::halted);
+  visit(&live::spilled, &plain::spilled);
+  visit(&live::spill_begins, &plain::spill_begins);
+  visit(&live::takeovers, &plain::takeovers);
   visit(&live::tls_handshakes, &plain::tls_handshakes);
   visit(&live::tls_resumptions, &plain::tls_resumptions);
   visit(&live::tls_v1_2, &plain::tls_v1_2);

@@ -31,6 +31,9 @@ struct core_counters {
   base::counter events;
   base::counter messages;
   base::counter halted;
+  base::counter spilled;
+  base::counter spill_begins;
+  base::counter takeovers;
   base::counter tls_handshakes;
   base::counter tls_resumptions;
   base::counter tls_v1_2;

@@ -29,6 +29,9 @@ struct listener_config {
   std::shared_ptr<tls::shared_context> tls;  // none: plain
   detail::blocking_handler blocking;         // instead of `handler`
   bool wait_for_client = true;               // a blocking handler starts when there is something to read
+  spilling spill = spilling::never;
+  std::int64_t spill_budget_ns = 0;
+  bool detachable = false;                   // slices may run away from the core: spilled, or open to a takeover
   std::uint64_t tls_identity = 0;            // of this listener in this process, for its tickets
 };
 
@@ -43,6 +46,7 @@ struct unsent_tail {
 };
 
 struct blocking_job;
+struct slice_job;
 
 enum class read_kind : std::uint8_t { none, some, more, until, into, full, start_tls };
 
@@ -61,7 +65,8 @@ enum class slot_phase : std::uint8_t {
   running,  // its handler runs or waits
   flushing, // the handler has returned; the unsent tail is still being sent
   waiting,  // for the first bytes, before a blocking handler gets it
-  blocking  // a helper serves it, or it waits for one: only the descriptor's end is the core's meanwhile
+  blocking, // a helper serves it, or it waits for one: only the descriptor's end is the core's meanwhile
+  away      // running, and a slice of the handler runs away from the core or is about to: see slice.hpp
 };
 
 // What becomes of a connection that is to end while helpers have a job of it: its frame, and what the job may refer to
@@ -126,6 +131,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool encrypted = false;          // `secure` stands between the operations and the socket,
   bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
   slot_doom doomed = slot_doom::none;
+  bool detachable = false;         // slices may run away from the core
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
   unsent_tail* tail = nullptr;
@@ -169,7 +175,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   const void* context_type = nullptr;
   void (*destroy_context)(void*) noexcept = nullptr;
   bool context_on_heap = false;
-  slot* next_free = nullptr;
+  union {
+    slot* next_free = nullptr;  // in the phase free
+    slice_job* slice;           // in all others; none as long as no slice has been away
+  };
   frame_arena arena;
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
   detail::offload_piece* piece = nullptr;  // what the handler waits for: offloaded, or about to be answered
@@ -198,6 +207,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     }
   }
 
+  [[nodiscard]] bool is_away() const noexcept { return phase == slot_phase::away; }
   void check_running() const noexcept {
     PERCORE_ASSERT(core->running == this, "an operation of a connection is awaited by another's handler");
   }
@@ -300,6 +310,38 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // A helper has this connection and does not come back: ends what the peer can see of it, and leaves the rest.
   void abandon() noexcept;
 
+  // slice.cpp ----------------------------------------------------------------------------------------------
+  void slice_is_back() noexcept;
+  // Away from the core: what the core is to do once the slice is back.
+  void request(bool (*start)(void*, std::coroutine_handle<>) noexcept, void* what,
+               std::coroutine_handle<> waiter) noexcept;
+  // The same for an awaiter: it is asked again on the core.
+  template <class Awaiter>
+  bool request_wait(Awaiter& awaiter, std::coroutine_handle<> waiter) noexcept {
+    using mutable_awaiter = std::remove_const_t<Awaiter>;
+    request(
+        [](void* what, std::coroutine_handle<> resumed) noexcept {
+          auto& self = *static_cast<mutable_awaiter*>(what);
+          if constexpr (requires { static_cast<bool>(self.await_suspend(resumed)); }) {
+            return self.await_ready() || !self.await_suspend(resumed);
+          } else {
+            self.await_suspend(resumed);
+            return false;
+          }
+        },
+        const_cast<mutable_awaiter*>(&awaiter), waiter);
+    return true;
+  }
+  // An ending of the connection, or of its sending.
+  void request_ending(bool (*start)(void*, std::coroutine_handle<>) noexcept) noexcept;
+  // A read and a write away from the core. True: done.
+  bool read_away(read_kind kind) noexcept;
+  bool write_away(const bytes_view* first, std::size_t count, bool last) noexcept;
+  bool try_write_away(bytes_view data) noexcept;
+  // Another coroutine of the handler could go on: once the slice is back.
+  void put_off(detail::ready_node& node) noexcept;
+  void put_off(detail::message&& message);  // throws std::bad_alloc, std::length_error
+
   // timeouts.cpp -------------------------------------------------------------------------------------------
   void arm(std::int64_t deadline_ns) noexcept;
   void arm_for_read() noexcept {
@@ -310,6 +352,19 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void on_deadline() noexcept;
 
  private:
+  [[gnu::hot]] void run_here(std::coroutine_handle<> handle) noexcept;
+  void resume_detachable(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] void go_on(std::coroutine_handle<> handle) noexcept;
+  void run_measured(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] bool go_away(std::coroutine_handle<> handle, bool to_helpers) noexcept;
+  bool take_back_slice() noexcept;
+  [[gnu::hot]] void settle_slice() noexcept;
+  void note_what_happened() noexcept;
+  void go_on_with_runnable() noexcept;
+  void note_slice(std::int64_t ran_ns) noexcept;
+  void note_while_away(std::uint32_t events) noexcept;
+  void end_slices() noexcept;
+
   void handler_returned() noexcept;
   void flush_or_close() noexcept;
   void close_descriptor() noexcept;
@@ -341,6 +396,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void advance_output() noexcept;
   bool flush_tail() noexcept;
   void send_pieces() noexcept;
+  bool write_rest(const bytes_view* first, std::size_t count, bool last, std::size_t done, bool in_turn) noexcept;
   void skip_sent_pieces() noexcept;
   void keep_rest() noexcept;
   bool keep_plain_rest() noexcept;

@@ -68,6 +68,9 @@ struct core_stats {
   std::uint64_t events = 0;              // readiness events that they brought
   std::uint64_t messages = 0;            // mailbox messages run
   std::uint64_t halted = 0;              // connections whose handler was ended by halt() or the end of a grace
+  std::uint64_t spilled = 0;             // slices of coroutine handlers run by helpers: see listen_options::spill
+  std::uint64_t spill_begins = 0;        // times a listener became slow (spilling::when_slow)
+  std::uint64_t takeovers = 0;           // times another thread took the core over: see takeover_options
   std::uint64_t stalls = 0;              // times that something kept the core longer than stall_options::threshold
 
   // TLS, for listeners and start_tls alike.

@@ -38,6 +38,20 @@ TEST_CASE_FIXTURE(clean_process, "writing: a write larger than all buffers waits
   CHECK(result.take());
 }
 
+TEST_CASE_FIXTURE(clean_process, "writing: a large write that its connection's budget puts off still waits for the socket") {
+  server_options options = one_core();
+  options.operations_per_turn = 1;
+  const std::string text = numbered_text(2'000'000);
+  test_server server(
+      [&](connection& conn) -> task<> {
+        co_await conn.write("x");
+        co_await conn.write(text);
+      },
+      options, small_send_buffer());
+  client peer = server.connect();
+  CHECK((peer.recv_to_end() == "x" + text));
+}
+
 TEST_CASE_FIXTURE(clean_process, "writing: writes keep their order and their content over full sockets") {
   const std::string text = numbered_text(1'000'000);
   test_server server(
