@@ -27,6 +27,14 @@ class intrusive_list {
     head_.previous = &item;
   }
 
+  void push_front(T& node) noexcept {
+    detail::link& item = node;
+    item.previous = &head_;
+    item.next = head_.next;
+    head_.next->previous = &item;
+    head_.next = &item;
+  }
+
   // The first node, unlinked; nullptr when there is none.
   T* pop_front() noexcept {
     if (empty()) return nullptr;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/connection/milliseconds.hpp"
+#include "engine/connection/slice.hpp"
 
 namespace percore::engine {
 
@@ -13,7 +14,8 @@ namespace percore::engine {
 // (private_descriptors) may have gone with its threads, and the number may be somebody else's in this thread's table.
 slot::~slot() {
   if (fd >= 0 && loop::wakeup::table() == core->descriptors) (void)sys::close(fd);
-  if (phase >= slot_phase::waiting) delete blocked;
+  if (phase == slot_phase::waiting || phase == slot_phase::blocking) delete blocked;
+  if (is_away()) delete slice;
 }
 
 // In place of start_handler, for plain listeners and those with TLS alike: the handshake is the helper's.
@@ -88,11 +90,9 @@ void slot::blocking_event() noexcept {
 // Ends the connection for both sides at once, under whoever waits for the descriptor; the descriptor stays.
 void slot::sever() noexcept {
   if (fd < 0) return;
-  // Takes TCP apart with a RST (connect(2)), where a shutdown would let the peer take it for a clean end.
-  // Linux refuses it for unix sockets, and since 6.4 while a thread is inside recv.
-  sockaddr nobody{};
-  nobody.sa_family = AF_UNSPEC;
-  if (sys::connect(fd, &nobody, sizeof nobody) < 0) (void)sys::shutdown(fd, SHUT_RDWR);
+  // With a RST, where a shutdown would let the peer take it for a clean end. Linux refuses it for unix sockets, and
+  // since 6.4 while a thread is inside recv.
+  if (sys::disconnect(fd) < 0) (void)sys::shutdown(fd, SHUT_RDWR);
 }
 
 void slot::interrupt_blocking(int reason) noexcept {

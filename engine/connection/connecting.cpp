@@ -323,6 +323,7 @@ task<outgoing> dialling::finish(outgoing made, const dial_options& options, cons
 }
 
 task<outgoing> dial(address where, dial_options options) {
+  co_await engine::at_home();
   (void)dialling::core(options);
   const std::int64_t deadline_ns = dialling::deadline(options);
   std::vector<address> only{where};
@@ -333,6 +334,7 @@ task<outgoing> dial(address where, dial_options options) {
 }
 
 task<outgoing> dial(std::string host, std::uint16_t port, dial_options options) {
+  co_await engine::at_home();
   core_resources& core = dialling::core(options);
   const std::int64_t deadline_ns = dialling::deadline(options);
   engine::resolution found;

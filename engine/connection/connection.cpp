@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "engine/connection/milliseconds.hpp"
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore {
@@ -27,13 +28,33 @@ std::error_code as_error(int negative_errno) noexcept {
 
 }  // namespace
 
-void connection::close() noexcept { slot::of(*this).begin_close(); }
+void connection::close() noexcept {
+  const auto close = [](void* self, std::coroutine_handle<>) noexcept {
+    static_cast<slot*>(self)->begin_close();
+    return true;
+  };
+  slot& s = slot::of(*this);
+  if (s.is_away()) {
+    s.request_ending(close);
+  } else {
+    close(&s, {});
+  }
+}
 
 void connection::reset() noexcept {
+  const auto reset = [](void* self, std::coroutine_handle<>) noexcept {
+    auto& s = *static_cast<slot*>(self);
+    s.resetting = true;
+    s.end_with(static_cast<int>(errc::closed));
+    s.close_now();
+    return true;
+  };
   slot& s = slot::of(*this);
-  s.resetting = true;
-  s.end_with(static_cast<int>(errc::closed));
-  s.close_now();
+  if (s.is_away()) {
+    s.request_ending(reset);
+  } else {
+    reset(&s, {});
+  }
 }
 
 std::error_code connection::error() const noexcept {
@@ -62,7 +83,8 @@ std::chrono::steady_clock::time_point connection::start_time() const noexcept {
   return to_time_point(slot::of(*this).start_ns);
 }
 [[gnu::hot]] std::chrono::steady_clock::time_point connection::now() const noexcept {
-  return to_time_point(slot::of(*this).core->now_ns);
+  const slot& s = slot::of(*this);
+  return to_time_point(s.is_away() ? sys::monotonic_ns() : s.core->now_ns);
 }
 
 address connection::peer_address() const noexcept { return slot::of(*this).peer; }
@@ -85,6 +107,16 @@ std::size_t connection::listener() const noexcept { return slot::of(*this).liste
 connection_handle connection::handle() const {
   const slot& s = slot::of(*this);
   return {s.core->mailbox, s.core->index, s.index, s.generation};
+}
+
+bool detail::is_away(engine::core_resources& core, std::uint32_t slot_index, std::uint32_t generation) noexcept {
+  if (slot_index >= core.slots.touched()) return false;
+  const slot& found = core.slots.at(slot_index);
+  return found.generation == generation && found.is_away();
+}
+
+void detail::post_later(engine::core_resources& core, std::uint32_t slot_index, message&& what) {
+  core.slots.at(slot_index).put_off(std::move(what));
 }
 
 connection* detail::find_connection(engine::core_resources& core, std::uint32_t slot_index,
@@ -113,7 +145,11 @@ void* connection::allocate_context(std::size_t bytes) {
   s.context_on_heap = false;
   if (void* place = s.arena.allocate_at_end(bytes)) return place;
   void* place = ::operator new(bytes);
-  ++s.core->counters.contexts_on_heap;
+  if (s.is_away()) {
+    ++s.slice->contexts_on_heap;
+  } else {
+    ++s.core->counters.contexts_on_heap;
+  }
   s.context_on_heap = true;
   return place;
 }

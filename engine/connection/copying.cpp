@@ -84,6 +84,7 @@ bool must_be_read(const slot& from, const slot& to) noexcept {
 }
 
 task<copied> copy(connection& source, connection& target, std::uint64_t limit, activity* seen) {
+  co_await at_home();
   slot& from = slot::of(source);
   slot& to = slot::of(target);
   copied result;
@@ -230,6 +231,7 @@ task<copied> connection::copy_to(connection& other, std::uint64_t limit) {
 }
 
 task<relayed> relay(connection& first, connection& second, relay_options options) {
+  co_await engine::at_home();
   slot& a = slot::of(first);
   slot& b = slot::of(second);
   engine::core_resources& core = *a.core;

@@ -1,9 +1,12 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include <percore/address.hpp>
 #include <percore/tls.hpp>
@@ -12,6 +15,7 @@
 #include "engine/connection/counters.hpp"
 #include "engine/connection/read_buffers.hpp"
 #include "engine/connection/slot_pool.hpp"
+#include "engine/connection/spill_gauge.hpp"
 #include "engine/helpers/pool.hpp"
 #include "engine/loop/mailbox.hpp"
 #include "engine/loop/poller.hpp"
@@ -24,7 +28,9 @@ class server;
 
 namespace percore::engine {
 
+struct slice_job;
 struct stall_snapshot;
+struct outgoing_state;
 class pipe_pool;
 
 // A coroutine that was spawned, in the list of its core.
@@ -82,6 +88,18 @@ struct core_resources {
   server* owner = nullptr;
   std::function<void(std::exception_ptr)> on_exception;
   std::shared_ptr<helpers::pool> helpers;
+  // Slices that run on this thread, but away from the core: at the loop's next chance. See core::run_slices.
+  base::intrusive_list<detail::ready_node> slices;
+  std::vector<detail::message> late_messages;  // to connections that have ended while they were away
+  // For the next connections whose slices go away, linked by next_completed.
+  slice_job* idle_slices = nullptr;
+  std::size_t idle_slice_count = 0;
+  bool open_to_takeover = false;    // slices of coroutine handlers run so
+  std::vector<spill_gauge> gauges;  // of the listeners, by their numbers
+  // The clock as read at the end of the last measured slice, and `steps` then: it is the beginning of the next one if
+  // nothing else has run between.
+  std::int64_t measured_at_ns = 0;
+  std::uint64_t measured_steps = 0;
   // Readable once this core drains: what helpers that wait for a client look at besides its descriptor; -1 before the
   // first blocking connection.
   int drain_fd = -1;
@@ -89,6 +107,9 @@ struct core_resources {
   // Connections that were dialled and have an owner (outgoing_state), their number, and coroutines that were spawned.
   base::intrusive_list<detail::link> outgoing;
   std::uint32_t outgoing_count = 0;
+  // The same by the handler that was the last to wait for them: chains, by the number of its slot.
+  static constexpr std::size_t host_buckets = 1024;
+  std::array<outgoing_state*, host_buckets> by_host{};
   base::intrusive_list<spawned_link> spawned;
   // For copying from socket to socket; made when it is first needed.
   std::shared_ptr<pipe_pool> pipes;
@@ -113,6 +134,26 @@ struct core_resources {
     if (drain_fd >= 0) return true;
     drain_fd = sys::eventfd(stopping ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
     return drain_fd >= 0;
+  }
+
+  void run_message(detail::message& what) noexcept {
+    ++counters.messages;
+    ++steps;
+    try {
+      what(*this);
+    } catch (...) {
+      report(std::current_exception());
+    }
+    ++steps;
+  }
+
+  // For a slice that begins now, without reading the clock if that can be.
+  [[nodiscard]] std::int64_t beginning_of_slice() const noexcept {
+    return measured_steps == steps.get() ? std::max(measured_at_ns, now_ns) : sys::monotonic_ns();
+  }
+  void slice_measured(std::int64_t at_ns) noexcept {
+    measured_at_ns = at_ns;
+    measured_steps = steps.get();
   }
 
   void report(std::exception_ptr exception) noexcept {

@@ -37,6 +37,9 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::dials_failed, &plain::dials_failed);
   visit(&live::pipes_exhausted, &plain::pipes_exhausted);
   visit(&live::proxy_refused, &plain::proxy_refused);
+  visit(&live::spilled, &plain::spilled);
+  visit(&live::spill_begins, &plain::spill_begins);
+  visit(&live::takeovers, &plain::takeovers);
   visit(&live::tls_handshakes, &plain::tls_handshakes);
   visit(&live::tls_resumptions, &plain::tls_resumptions);
   visit(&live::tls_v1_2, &plain::tls_v1_2);

@@ -35,6 +35,9 @@ struct core_counters {
   base::counter dials_failed;
   base::counter pipes_exhausted;
   base::counter proxy_refused;
+  base::counter spilled;
+  base::counter spill_begins;
+  base::counter takeovers;
   base::counter tls_handshakes;
   base::counter tls_resumptions;
   base::counter tls_v1_2;

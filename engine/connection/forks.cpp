@@ -104,6 +104,12 @@ void detail::fork::begin_to_cancel() noexcept {
   fork_access::begin(*this, core);
 }
 
+bool detail::to_the_core::await_ready() const noexcept { return engine::at_home().await_ready(); }
+
+bool detail::to_the_core::await_suspend(std::coroutine_handle<> waiter) const noexcept {
+  return engine::at_home().await_suspend(waiter);
+}
+
 void detail::report_unheard(std::exception_ptr exception) noexcept {
   engine::core_of_thread->report(std::move(exception));
 }

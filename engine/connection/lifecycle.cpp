@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/connection/outgoing.hpp"
+#include "engine/connection/slice.hpp"
 
 namespace percore {
 
@@ -49,6 +50,8 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   end_seen = ended = sending_done = fin_pending = fin_after_tail = closing = resetting = false;
   postponed = starved = writing = queued = false;
   doomed = slot_doom::none;
+  detachable = config.detachable;
+  slice = nullptr;
   reading = read_kind::none;
   begin = end = view_size = 0;
   target_done = 0;
@@ -62,7 +65,6 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   error_value = end_reason = 0;
   peer = from;
   sleeper = nullptr;
-  hosted = nullptr;
   arena.reset(arena_memory(), core->slots.slot_bytes() - sizeof(slot));
   timeouts_changed();
 }
@@ -94,6 +96,14 @@ void slot::resume(std::coroutine_handle<> handle) noexcept {
     return;
   }
   operations = 0;
+  if (detachable) [[unlikely]] {
+    resume_detachable(handle);
+  } else {
+    run_here(handle);
+  }
+}
+
+void slot::run_here(std::coroutine_handle<> handle) noexcept {
   core->running = this;
   ++core->steps;
   resume_chain(handle);
@@ -167,6 +177,7 @@ void slot::recycle() noexcept {
   deadline_timer.unlink();
   ready_node.unlink();
   queued = false;
+  if (slice != nullptr) [[unlikely]] end_slices();
   phase = slot_phase::free;
   if (dialled) release_outgoing();
   if (++generation == 0) generation = 1;
@@ -191,7 +202,11 @@ bool slot::ensure_registered() noexcept {
 void slot::on_event(std::uint32_t events) noexcept {
   const std::uint32_t seen = generation;
   if (phase >= slot_phase::waiting) [[unlikely]] {
-    blocking_event();
+    if (is_away()) {
+      note_while_away(events);
+    } else {
+      blocking_event();
+    }
     return;
   }
   if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI)) short_read_drains = false;
@@ -201,6 +216,10 @@ void slot::on_event(std::uint32_t events) noexcept {
     if (tail != nullptr || writer) {
       continue_output();
       if (generation != seen) return;
+      if (is_away()) {
+        if (reader && readable) note_while_away(0);
+        return;
+      }
       if (tail == nullptr && closing) close_descriptor();
       if (phase == slot_phase::flushing) {
         flush_or_close();
@@ -231,13 +250,21 @@ void slot::run_ready() noexcept {
     return;
   }
   if (phase >= slot_phase::waiting) {
-    blocking_event();
+    if (is_away()) {
+      note_while_away(0);
+    } else {
+      blocking_event();
+    }
     return;
   }
   const std::uint32_t seen = generation;
   if (writer) {
     continue_output();
     if (generation != seen) return;
+    if (is_away()) {
+      if (reader) note_while_away(0);
+      return;
+    }
   }
   if (reader) continue_read();
 }
@@ -282,6 +309,11 @@ void slot::begin_close() noexcept {
 
 void slot::halt() noexcept {
   if (phase == slot_phase::free) return;
+  if (is_away() && !take_back_slice()) {
+    doomed = slot_doom::halt;
+    sever();
+    return;
+  }
   if (phase >= slot_phase::waiting) {
     end_blocking(static_cast<int>(errc::shutting_down));
     return;
@@ -317,7 +349,7 @@ void slot::abandon() noexcept {
   resetting = true;
   drop_tail();
   sever();  // the helper may still use its number: not closed
-  close_session();
+  if (!is_away()) close_session();  // else its handler may still ask for it
   deadline_timer.unlink();
   ready_node.unlink();
   --core->counters.active;
@@ -335,14 +367,22 @@ void slot::begin_drain() noexcept {
 
 void slot::end_grace() noexcept {
   if (phase == slot_phase::free) return;
+  if (is_away() && !take_back_slice()) {
+    doomed = slot_doom::resume;
+    sever();
+    return;
+  }
   const std::uint32_t seen = generation;
   resetting = true;
+  detachable = false;  // the handler's last words are heard here
   if (phase >= slot_phase::waiting) {
     end_blocking(static_cast<int>(errc::shutting_down));
     return;
   }
   if (phase == slot_phase::running) {
     end_with(static_cast<int>(errc::shutting_down));
+    if (slice != nullptr) go_on_with_runnable();
+    if (generation != seen) return;
     unqueue();
     run_ready();
     if (generation == seen && sleeper != nullptr) resume_sleeper();
@@ -365,7 +405,13 @@ void* detail::allocate_frame(connection& owner, std::size_t bytes) noexcept {
   void* frame = s.arena.allocate(bytes);
   if (frame == nullptr) {
     frame = engine::frame_arena::heap_frame(bytes);
-    if (frame != nullptr) ++s.core->counters.frames_on_heap;
+    if (frame != nullptr) {
+      if (s.is_away()) {
+        ++s.slice->frames_on_heap;
+      } else {
+        ++s.core->counters.frames_on_heap;
+      }
+    }
   }
   return frame;
 }

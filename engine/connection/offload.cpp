@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore {
@@ -19,6 +20,7 @@ detail::offload_piece::~offload_piece() {
 }
 
 bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
+  if (engine::slice_of_thread != nullptr) return submit_away(*engine::slice_of_thread, waiter);
   core_resources* core = engine::core_of_thread;
   PERCORE_ASSERT(core != nullptr, "offload on a thread that is no core's");
   waiter_ = waiter;
@@ -77,6 +79,23 @@ bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
   return true;
 }
 
+// From a slice that runs away from its core. One that has a helper to itself already makes the call at once.
+bool detail::offload_piece::submit_away(engine::slice_job& slice, std::coroutine_handle<> waiter) noexcept {
+  slot& s = *slice.owner;
+  PERCORE_ASSERT(bound_to_ == nullptr || &slot::of(*bound_to_) == &s,
+                 "an operation of a connection is awaited by another's handler");
+  if (slice.on != nullptr && !(bound_to_ != nullptr && s.ended)) {
+    work(*this, *slice.on);
+    return false;
+  }
+  s.request(
+      [](void* self, std::coroutine_handle<> resumed) noexcept {
+        return !static_cast<offload_piece*>(self)->submit(resumed);
+      },
+      this, waiter);
+  return true;
+}
+
 void detail::offload_piece::answer_soon(core_resources& core, int reason) noexcept {
   place_ = place::answered;
   error_ = reason;
@@ -87,8 +106,16 @@ void detail::offload_piece::answer_soon(core_resources& core, int reason) noexce
 }
 
 void detail::offload_piece::go_on(core_resources& core) noexcept {
-  place_ = place::nowhere;
   deadline_.unlink();
+  if (waits_ != nullptr && waits_->is_away()) {  // with another coroutine's slice
+    place_ = place::answered;
+    run = [](ready_node& node) {
+      static_cast<offload_piece&>(static_cast<job&>(node)).go_on(*engine::core_of_thread);
+    };
+    waits_->put_off(*this);
+    return;
+  }
+  place_ = place::nowhere;
   if (waits_ == nullptr) {
     core.running = nullptr;
     engine::resume_without_connection(waiter_);
@@ -103,7 +130,11 @@ std::error_code detail::offload_piece::why_not() const noexcept {
   return {-error_, std::system_category()};
 }
 
-bool detail::submit_detached(std::unique_ptr<detached_job> call) noexcept {
+bool detail::submit_detached(std::unique_ptr<detached_job> call, bool may_wait) {
+  if (engine::slice_of_thread != nullptr) {
+    engine::slice_of_thread->calls.push_back(std::move(call));
+    return true;
+  }
   core_resources* core = engine::core_of_thread;
   PERCORE_ASSERT(core != nullptr, "offload_detached on a thread that is no core's");
   call->deliver = [](completion& done, core_resources& on) {
@@ -111,8 +142,9 @@ bool detail::submit_detached(std::unique_ptr<detached_job> call) noexcept {
     if (!ended->taken_back) on.helpers->delivered(on.now_ns);
     if (ended->exception) on.report(std::exchange(ended->exception, nullptr));
   };
-  constexpr bool may_wait = false;  // nobody does
-  if (core->helpers->submit(*call, core->now_ns, may_wait) == pool::submission::refused) return false;
+  // Nobody waits for it, so it does not wait either, unless it was promised to run.
+  const auto policy = may_wait ? helpers::when_full::wait : helpers::when_full::refuse;
+  if (core->helpers->submit(*call, core->now_ns, policy) == pool::submission::refused) return false;
   (void)call.release();
   return true;
 }

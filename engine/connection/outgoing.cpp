@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "engine/connection/slice.hpp"
+
 namespace percore {
 
 void outgoing::take(outgoing& other) noexcept {
@@ -46,30 +48,34 @@ void slot::note_host() noexcept {
   if (out().host == waiter) return;
   leave_host();
   out().host = waiter;
-  if (waiter.where != nullptr) out().next_hosted = std::exchange(waiter.where->hosted, &out());
+  if (waiter.where == nullptr) return;
+  outgoing_state*& first = core->by_host[waiter.where->index % core_resources::host_buckets];
+  out().next_hosted = std::exchange(first, &out());
 }
 
 void slot::leave_host() noexcept {
   const host_ref host = std::exchange(out().host, host_ref());
-  if (host.where == nullptr || host.where->generation != host.generation) return;
-  outgoing_state** next = &host.where->hosted;
+  if (host.where == nullptr) return;
+  outgoing_state** next = &core->by_host[host.where->index % core_resources::host_buckets];
   while (*next != &out()) next = &(*next)->next_hosted;
   *next = out().next_hosted;
 }
 
-void slot::resume_host(std::coroutine_handle<> handle) noexcept {
-  operations = 0;
-  const host_ref host = out().host;  // a copy: this connection may be gone with the first step
-  host.resume(*core, handle);
+bool at_home::await_ready() const noexcept {
+  if (slice_of_thread != nullptr) return false;
+  // Its slices so far were not away: from here on none is.
+  if (core_of_thread != nullptr && core_of_thread->running != nullptr) core_of_thread->running->detachable = false;
+  return true;
 }
 
-void slot::forget_waiters() noexcept {
-  if (writing) resetting = true;  // cut in its midst
-  reader = writer = {};
-  reading = read_kind::none;
-  writing = postponed = starved = false;
-  sleeper = nullptr;
-  unqueue();
+bool at_home::await_suspend(std::coroutine_handle<> waiter) const noexcept {
+  slice_of_thread->owner->request(
+      [](void*, std::coroutine_handle<>) noexcept {
+        core_of_thread->running->detachable = false;
+        return true;
+      },
+      nullptr, waiter);
+  return true;
 }
 
 // The handler's frames are about to be destroyed.

@@ -39,16 +39,26 @@ struct outgoing_state : listener_config, detail::link {
   slot* self = nullptr;
   outgoing* owner = nullptr;  // none: it is only flushed still
   host_ref host;
-  outgoing_state* next_hosted = nullptr;  // of the same host
+  outgoing_state* next_hosted = nullptr;  // in core_resources::by_host
   detail::write_source connecting;
 };
 
 template <class F>
 void slot::for_each_hosted(F f) noexcept {
-  for (outgoing_state* one = hosted; one != nullptr;) {
+  const host_ref self{this, generation};
+  for (outgoing_state* one = core->by_host[index % core_resources::host_buckets]; one != nullptr;) {
     outgoing_state& state = *std::exchange(one, one->next_hosted);
-    f(state);
+    if (state.host == self) f(state);
   }
 }
+
+// Brings the handler that runs back to its core if it is away (see slice.hpp), and keeps it there: outgoing connections, and
+// what copies between two, belong to the core.
+class [[nodiscard]] at_home {
+ public:
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  void await_resume() const noexcept {}
+};
 
 }  // namespace percore::engine

@@ -9,7 +9,7 @@
 #include <percore/proxy_protocol.hpp>
 
 #include "engine/connection/milliseconds.hpp"
-#include "engine/connection/slot.hpp"
+#include "engine/connection/outgoing.hpp"
 
 namespace percore {
 
@@ -69,6 +69,7 @@ void refuse(slot& s) noexcept {
 }  // namespace
 
 task<> serve_proxied(connection& conn, const listener_config& how) {
+  co_await at_home();
   slot& s = slot::of(conn);
   if (!is_trusted(*how.proxy, s.peer)) {
     refuse(s);
@@ -92,6 +93,7 @@ task<> serve_proxied(connection& conn, const listener_config& how) {
     const bool secured = co_await server_tls(s);
     if (!secured) co_return;
   }
+  s.detachable = how.detachable;  // from the handler's first wait on
   const task<> served = how.handler(conn);
   if (!served) throw std::bad_alloc();
   co_await served;
@@ -130,7 +132,8 @@ bool slot::begin_proxied_tls() noexcept {
 
 const proxy_header* connection::proxied() const noexcept {
   const engine::slot& s = engine::slot::of(*this);
-  return s.phase < engine::slot_phase::waiting ? s.proxied : nullptr;
+  using engine::slot_phase;
+  return s.phase == slot_phase::waiting || s.phase == slot_phase::blocking ? nullptr : s.proxied;
 }
 
 }  // namespace percore

@@ -5,15 +5,18 @@
 #include <stdexcept>
 #include <utility>
 
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
 
 bool slot::start_read(read_kind kind) noexcept {
+  const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
+  if (!in_turn && is_away()) return read_away(kind);
   PERCORE_ASSERT(reading == read_kind::none, "a connection is read by two coroutines at once");
   reading = kind;
   view_size = 0;
-  if (++operations > core->operations_per_turn) {
+  if (!in_turn) {
     postponed = true;
     return false;
   }
@@ -300,11 +303,21 @@ namespace percore {
 using engine::read_kind;
 using engine::slot;
 
+namespace {
+
+template <class Awaiter>
+bool suspend_read(Awaiter& read, connection& owner, std::coroutine_handle<> waiter) noexcept {
+  slot& s = slot::of(owner);
+  return s.is_away() ? s.request_wait(read, waiter) : s.suspend_read(waiter);
+}
+
+}  // namespace
+
 [[gnu::hot]] bool detail::read_awaiter::await_ready() const noexcept {
   return slot::of(*owner_).start_read(read_kind::some);
 }
 [[gnu::hot]] bool detail::read_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_read(waiter);
+  return suspend_read(*this, *owner_, waiter);
 }
 [[gnu::hot]] bytes_view detail::read_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
 
@@ -315,7 +328,7 @@ bool detail::read_more_awaiter::await_ready() const noexcept {
   return s.start_read(read_kind::more);
 }
 bool detail::read_more_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_read(waiter);
+  return suspend_read(*this, *owner_, waiter);
 }
 bytes_view detail::read_more_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
 
@@ -329,7 +342,7 @@ bool detail::read_until_awaiter::await_ready() const noexcept {
   return s.start_read(read_kind::until);
 }
 bool detail::read_until_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_read(waiter);
+  return suspend_read(*this, *owner_, waiter);
 }
 bytes_view detail::read_until_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
 
@@ -349,7 +362,7 @@ bool detail::read_into_awaiter::await_ready() const noexcept {
   return start_target_read(*owner_, target_, read_kind::into);
 }
 bool detail::read_into_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_read(waiter);
+  return suspend_read(*this, *owner_, waiter);
 }
 std::size_t detail::read_into_awaiter::await_resume() const noexcept { return slot::of(*owner_).target_done; }
 
@@ -357,7 +370,7 @@ bool detail::read_full_awaiter::await_ready() const noexcept {
   return start_target_read(*owner_, target_, read_kind::full);
 }
 bool detail::read_full_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_read(waiter);
+  return suspend_read(*this, *owner_, waiter);
 }
 bool detail::read_full_awaiter::await_resume() const noexcept {
   const slot& s = slot::of(*owner_);
@@ -376,6 +389,10 @@ bool detail::read_full_awaiter::await_resume() const noexcept {
 [[gnu::hot]] void connection::release_view() noexcept {
   slot& s = slot::of(*this);
   s.view_size = 0;
+  if (s.is_away()) {
+    s.slice->view_released = true;
+    return;
+  }
   if (s.begin == s.end) s.drop_buffer();
 }
 

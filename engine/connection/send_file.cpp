@@ -22,11 +22,13 @@ bool detail::send_file_awaiter::await_ready() noexcept {
   send = [](write_source& self, slot& through) noexcept {
     return static_cast<send_file_awaiter&>(self).step(through);
   };
-  return slot::of(*owner_).start_source(*this);
+  slot& s = slot::of(*owner_);
+  return !s.is_away() && s.start_source(*this);
 }
 
-bool detail::send_file_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_write(waiter);
+bool detail::send_file_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
+  slot& s = slot::of(*owner_);
+  return s.is_away() ? s.request_wait(*this, waiter) : s.suspend_write(waiter);
 }
 
 sent_file detail::send_file_awaiter::await_resume() const noexcept {

@@ -32,6 +32,9 @@ struct listener_config {
   detail::blocking_handler blocking;         // instead of `handler`
   std::shared_ptr<const proxy_protocol_options> proxy;  // none: clients come by themselves
   bool wait_for_client = true;               // a blocking handler starts when there is something to read
+  spilling spill = spilling::never;
+  std::int64_t spill_budget_ns = 0;
+  bool detachable = false;                   // slices may run away from the core: spilled, or open to a takeover
   std::uint64_t tls_identity = 0;            // of this listener in this process, for its tickets
 };
 
@@ -47,6 +50,7 @@ struct unsent_tail {
 
 struct blocking_job;
 struct outgoing_state;
+struct slice_job;
 
 enum class read_kind : std::uint8_t { none, some, more, ready, until, into, full, start_tls };
 
@@ -65,7 +69,8 @@ enum class slot_phase : std::uint8_t {
   running,  // its handler runs or waits
   flushing, // the handler has returned; the unsent tail is still being sent
   waiting,  // for the first bytes, before a blocking handler gets it
-  blocking  // a helper serves it, or it waits for one: only the descriptor's end is the core's meanwhile
+  blocking, // a helper serves it, or it waits for one: only the descriptor's end is the core's meanwhile
+  away      // running, and a slice of the handler runs away from the core or is about to: see slice.hpp
 };
 
 // What becomes of a connection that is to end while helpers have a job of it: its frame, and what the job may refer to
@@ -130,7 +135,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool encrypted = false;          // `secure` stands between the operations and the socket,
   bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
   slot_doom doomed = slot_doom::none;
-  bool dialled = false;            // outgoing: `listener` is its outgoing_state, and there is no `root`
+  bool detachable = false;         // slices may run away from the core
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
   unsent_tail* tail = nullptr;
@@ -179,9 +184,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void (*destroy_context)(void*) noexcept = nullptr;
   bool context_on_heap = false;
   bool relayed = false;            // a shutdown does not end its reads
+  bool dialled = false;            // outgoing: `listener` is its outgoing_state, and there is no `root`
   union {
-    slot* next_free = nullptr;
-    outgoing_state* hosted;        // in use: the first of the dialled connections that its handler was last to wait for
+    slot* next_free = nullptr;  // in the phase free
+    slice_job* slice;           // in all others; none as long as no slice has been away
   };
   frame_arena arena;
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
@@ -214,6 +220,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     }
   }
 
+  [[nodiscard]] bool is_away() const noexcept { return phase == slot_phase::away; }
   void check_running() noexcept {
     if (core->running != this) note_host();
   }
@@ -325,6 +332,38 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // A helper has this connection and does not come back: ends what the peer can see of it, and leaves the rest.
   void abandon() noexcept;
 
+  // slice.cpp ----------------------------------------------------------------------------------------------
+  void slice_is_back() noexcept;
+  // Away from the core: what the core is to do once the slice is back.
+  void request(bool (*start)(void*, std::coroutine_handle<>) noexcept, void* what,
+               std::coroutine_handle<> waiter) noexcept;
+  // The same for an awaiter: it is asked again on the core.
+  template <class Awaiter>
+  bool request_wait(Awaiter& awaiter, std::coroutine_handle<> waiter) noexcept {
+    using mutable_awaiter = std::remove_const_t<Awaiter>;
+    request(
+        [](void* what, std::coroutine_handle<> resumed) noexcept {
+          auto& self = *static_cast<mutable_awaiter*>(what);
+          if constexpr (requires { static_cast<bool>(self.await_suspend(resumed)); }) {
+            return self.await_ready() || !self.await_suspend(resumed);
+          } else {
+            self.await_suspend(resumed);
+            return false;
+          }
+        },
+        const_cast<mutable_awaiter*>(&awaiter), waiter);
+    return true;
+  }
+  // An ending of the connection, or of its sending.
+  void request_ending(bool (*start)(void*, std::coroutine_handle<>) noexcept) noexcept;
+  // A read and a write away from the core. True: done.
+  bool read_away(read_kind kind) noexcept;
+  bool write_away(const bytes_view* first, std::size_t count, bool last) noexcept;
+  bool try_write_away(bytes_view data) noexcept;
+  // Another coroutine of the handler could go on: once the slice is back.
+  void put_off(detail::ready_node& node) noexcept;
+  void put_off(detail::message&& message);  // throws std::bad_alloc, std::length_error
+
   // outgoing.cpp -------------------------------------------------------------------------------------------
   [[nodiscard]] outgoing_state& out() const noexcept;
   void open_outgoing(int connected_fd, const percore::peer_address& to, outgoing_state& state, outgoing& owner) noexcept;
@@ -332,7 +371,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void resume_host(std::coroutine_handle<> handle) noexcept;
   [[nodiscard]] bool is_waited_for() const noexcept { return reader || writer || sleeper != nullptr; }
   template <class F>
-  void for_each_hosted(F f) noexcept;  // outgoing.hpp
+  void for_each_hosted(F f) noexcept;  // outgoing.hpp: those that this one's handler was the last to wait for
   void leave_host() noexcept;
   void forget_waiters() noexcept;
   void forget_hosted_waits() noexcept;
@@ -340,9 +379,9 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void halt_outgoing() noexcept;
   void take_from_owner() noexcept;
   void disown() noexcept;
-  // connecting.cpp: the client's side of TLS, as start_tls.
-  // proxied.cpp: the server's, behind a PROXY header.
+  // proxied.cpp: the server's side of TLS, behind a PROXY header.
   bool begin_proxied_tls() noexcept;
+  // connecting.cpp: the client's side of TLS, as start_tls.
   bool begin_client_tls(const tls_context& with, const std::string& server_name) noexcept;
 
   // timeouts.cpp -------------------------------------------------------------------------------------------
@@ -355,6 +394,19 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void on_deadline() noexcept;
 
  private:
+  [[gnu::hot]] void run_here(std::coroutine_handle<> handle) noexcept;
+  void resume_detachable(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] void go_on(std::coroutine_handle<> handle) noexcept;
+  void run_measured(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] bool go_away(std::coroutine_handle<> handle, bool to_helpers) noexcept;
+  bool take_back_slice() noexcept;
+  [[gnu::hot]] void settle_slice() noexcept;
+  void note_what_happened() noexcept;
+  void go_on_with_runnable() noexcept;
+  void note_slice(std::int64_t ran_ns) noexcept;
+  void note_while_away(std::uint32_t events) noexcept;
+  void end_slices() noexcept;
+
   void handler_returned() noexcept;
   void flush_or_close() noexcept;
   void close_descriptor() noexcept;
@@ -387,6 +439,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void advance_output() noexcept;
   bool flush_tail() noexcept;
   void send_pieces() noexcept;
+  bool write_rest(const bytes_view* first, std::size_t count, bool last, std::size_t done, bool in_turn) noexcept;
   void skip_sent_pieces() noexcept;
   void keep_rest() noexcept;
   bool keep_plain_rest() noexcept;

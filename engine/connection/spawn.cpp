@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore {
@@ -44,7 +45,9 @@ spawned run_to_its_end(task<> work) { co_await work; }
 
 void spawn(task<> work) {
   engine::core_resources* core = engine::core_of_thread;
-  if (core == nullptr) throw std::logic_error("percore: spawn() on a thread that is no core's");
+  if (core == nullptr || engine::slice_of_thread != nullptr) {
+    throw std::logic_error("percore: spawn() away from a core");
+  }
   if (!work) throw std::bad_alloc();
   spawned::promise_type& made = run_to_its_end(std::move(work)).handle.promise();
   core->spawned.push_back(made);

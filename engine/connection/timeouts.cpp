@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "engine/connection/milliseconds.hpp"
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
@@ -26,6 +27,10 @@ void slot::arm(std::int64_t deadline_ns) noexcept {
 }
 
 void slot::timeouts_changed() noexcept {
+  if (is_away()) {
+    slice->timeouts_changed = true;
+    return;
+  }
   timed = read_timeout_ms != 0 || idle_timeout_ms != 0;
   if (read_timeout_ms == 0 && reading != read_kind::start_tls) read_deadline_ns = 0;
   if (lifetime_timeout_ms != 0) arm(start_ns + to_ns(lifetime_timeout_ms));
@@ -63,6 +68,10 @@ void slot::arm_for_write() noexcept {
 
 void slot::on_deadline() noexcept {
   constexpr int timed_out = static_cast<int>(errc::timed_out);
+  if (is_away()) {
+    slice->deadline = true;
+    return;
+  }
   if (phase >= slot_phase::waiting) {
     on_blocking_deadline();
     return;
@@ -103,7 +112,7 @@ void slot::on_deadline() noexcept {
     ++core->counters.timeouts;
     unqueue_reader();
     fail_reader(timed_out);
-    if (generation != seen) return;
+    if (generation != seen || is_away()) return;
   }
 
   std::int64_t next = no_deadline;

@@ -134,7 +134,8 @@ slot::progress slot::advance_handshake() noexcept {
     }
     const std::int64_t begun = sys::monotonic_ns();
     const tls::status result = secure->handshake();
-    core->handshake_left_ns -= sys::monotonic_ns() - begun;
+    core->measured_at_ns = sys::monotonic_ns();  // for the slice that may follow
+    core->handshake_left_ns -= core->measured_at_ns - begun;
     if (!send_records(0)) return progress::failed;
     if (result == tls::status::done) {
       if (secure->pending()) readable = true;  // the first request came with the last flight
@@ -237,10 +238,12 @@ namespace percore {
 using engine::slot;
 
 bool detail::start_tls_awaiter::await_ready() const noexcept {
-  return slot::of(*owner_).begin_start_tls(*context_, policy_);
+  slot& s = slot::of(*owner_);
+  return !s.is_away() && s.begin_start_tls(*context_, policy_);
 }
 bool detail::start_tls_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_start_tls(waiter);
+  slot& s = slot::of(*owner_);
+  return s.is_away() ? s.request_wait(*this, waiter) : s.suspend_start_tls(waiter);
 }
 bool detail::start_tls_awaiter::await_resume() const noexcept { return slot::of(*owner_).target_done != 0; }
 

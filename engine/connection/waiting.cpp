@@ -20,6 +20,10 @@ struct detail::sleep_access {
   static void wake(sleep_awaiter& sleep, bool interrupted) noexcept {
     slot& s = slot::of(*sleep.owner_);
     sleep.unlink();
+    if (s.is_away()) {  // with another coroutine's slice: looks again at the next tick
+      s.core->timers.insert(sleep, 0);
+      return;
+    }
     sleep.interrupted_ = sleep.interrupted_ || interrupted;
     s.sleeper = nullptr;
     if (sleep.interrupted_) s.fail(s.end_reason);
@@ -39,7 +43,12 @@ struct detail::yield_access {
   static void start(yield_awaiter& yield, slot& s) noexcept {
     yield.run = [](ready_node& node) {
       auto& self = static_cast<yield_awaiter&>(node);
-      slot::of(*self.owner_).resume(self.waiter_);
+      slot& owner = slot::of(*self.owner_);
+      if (owner.is_away()) {
+        owner.put_off(node);
+      } else {
+        owner.resume(self.waiter_);
+      }
     };
     s.core->ready.push_back(yield);
   }
@@ -47,6 +56,7 @@ struct detail::yield_access {
 
 bool detail::sleep_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
   slot& s = slot::of(*owner_);
+  if (s.is_away()) return s.request_wait(*this, waiter);
   s.check_running();
   PERCORE_ASSERT(s.sleeper == nullptr, "a connection sleeps in two coroutines at once");
   waiter_ = waiter;
@@ -64,9 +74,14 @@ bool detail::sleep_awaiter::await_suspend(std::coroutine_handle<> waiter) noexce
 }
 
 void detail::yield_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
-  slot::of(*owner_).check_running();
+  slot& s = slot::of(*owner_);
+  if (s.is_away()) {
+    (void)s.request_wait(*this, waiter);
+    return;
+  }
+  s.check_running();
   waiter_ = waiter;
-  yield_access::start(*this, slot::of(*owner_));
+  yield_access::start(*this, s);
 }
 
 void engine::slot::interrupt_sleep() noexcept { detail::sleep_access::interrupt_soon(*sleeper, *this); }

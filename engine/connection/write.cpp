@@ -12,14 +12,16 @@
 namespace percore::engine {
 
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
+  const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
+  if (!in_turn && is_away()) return write_away(first, count, last);
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
   if (last && dialled) [[unlikely]] {
     // resume() looks after a FIN that waits only for connections with a handler of their own.
+    --operations;
     const bool done = start_write(first, count, false);
     finish_sending();
     return done;
   }
-  const bool in_turn = ++operations <= core->operations_per_turn;
   if (ended || sending_done || is_shaking_hands()) {
     fail(ended ? end_reason : static_cast<int>(sending_done ? errc::closed : errc::limit_exceeded));
     write_ok = false;
@@ -39,6 +41,11 @@ bool slot::start_write(const bytes_view* first, std::size_t count, bool last) no
     }
     if (result > 0) done = static_cast<std::size_t>(result);
   }
+  return write_rest(first, count, last, done, in_turn);
+}
+
+// All of the write but its first `done` bytes.
+bool slot::write_rest(const bytes_view* first, std::size_t count, bool last, std::size_t done, bool in_turn) noexcept {
   pieces = first;
   piece_count = count;
   piece_offset = done;
@@ -72,6 +79,8 @@ bool slot::suspend_write(std::coroutine_handle<> waiter) noexcept {
 
 void slot::continue_output() noexcept {
   advance_output();
+  // A write that was postponed may be the first operation of all that has to wait for the socket.
+  if (writing && !ensure_registered()) finish_write(false);
   if (!writing && writer) resume(std::exchange(writer, {}));
 }
 
@@ -259,6 +268,7 @@ bool slot::append_to_tail(const std::byte* data, std::size_t size) noexcept {
 void slot::drop_tail() noexcept { std::free(std::exchange(tail, nullptr)); }
 
 bool slot::try_write_now(bytes_view data) noexcept {
+  if (is_away()) return try_write_away(data);
   if (ended || sending_done) {
     fail(ended ? end_reason : static_cast<int>(errc::closed));
     return false;
@@ -294,6 +304,13 @@ bool slot::send_or_keep(const std::byte* data, std::size_t size, int flags) noex
 }
 
 void slot::finish_sending() noexcept {
+  if (is_away()) {
+    request_ending([](void* self, std::coroutine_handle<>) noexcept {
+      static_cast<slot*>(self)->finish_sending();
+      return true;
+    });
+    return;
+  }
   if (sending_done || ended) return;
   sending_done = true;
   const bool shaking_hands = is_shaking_hands();
@@ -311,11 +328,27 @@ namespace percore {
 
 using engine::slot;
 
+namespace {
+
+template <class Awaiter>
+bool suspend_write(Awaiter& write, connection& owner, std::coroutine_handle<> waiter) noexcept {
+  slot& s = slot::of(owner);
+  if (!s.is_away()) return s.suspend_write(waiter);
+  if (!s.writing) return s.request_wait(write, waiter);
+  // The socket has taken the beginning of it already.
+  s.request(
+      [](void* self, std::coroutine_handle<> resumed) noexcept { return !static_cast<slot*>(self)->suspend_write(resumed); },
+      &s, waiter);
+  return true;
+}
+
+}  // namespace
+
 [[gnu::hot]] bool detail::write_awaiter::await_ready() const noexcept {
   return slot::of(*owner_).start_write(&data_, 1, last_);
 }
 bool detail::write_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_write(waiter);
+  return suspend_write(*this, *owner_, waiter);
 }
 [[gnu::hot]] bool detail::write_awaiter::await_resume() const noexcept { return slot::of(*owner_).write_ok; }
 
@@ -323,7 +356,7 @@ bool detail::write_pieces_awaiter::await_ready() const noexcept {
   return slot::of(*owner_).start_write(pieces_.data(), pieces_.size(), last_);
 }
 bool detail::write_pieces_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return slot::of(*owner_).suspend_write(waiter);
+  return suspend_write(*this, *owner_, waiter);
 }
 bool detail::write_pieces_awaiter::await_resume() const noexcept { return slot::of(*owner_).write_ok; }
 

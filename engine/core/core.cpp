@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "engine/connection/pipes.hpp"
+#include "engine/connection/slice.hpp"
 
 namespace percore::engine {
 
@@ -63,10 +64,12 @@ core::~core() {
     next = next->next_completed;
     if (job.drop != nullptr) job.drop(job);
   }
+  slice_job::free_idle(resources_);
 }
 
 void core::add_listener(acceptor::settings listener) {
   acceptors_.push_back(std::make_unique<acceptor>(resources_, listener, acceptors_.size()));
+  resources_.gauges.emplace_back(listener.config->spill_budget_ns);
 }
 
 void core::prepare_tls(const std::shared_ptr<tls::shared_context>& context) {
@@ -87,21 +90,36 @@ void core::close_listeners() noexcept {
   for (auto& listener : acceptors_) listener->close();
 }
 
-void core::run() noexcept {
+bool core::run() noexcept {
   core_of_thread = &resources_;
-  resources_.helpers->start(resources_.now_ns);
-  while (!given_up_ && !(halting_ ? !jobs_left() : drained())) turn();
+  if (!std::exchange(begun_, true)) resources_.helpers->start(resources_.now_ns);
+  while (!given_up_ && !(halting_ ? !jobs_left() : drained())) {
+    if (!turn()) {
+      core_of_thread = nullptr;
+      return false;
+    }
+  }
   resources_.helpers->close();
   resources_.dialling_ended = true;
   // Whoever posts from here on is told that the server has ended; what was posted before still runs.
   resources_.mailbox->close();
-  while (!resources_.mailbox->drained()) run_messages(messages_per_turn);
+  while (!resources_.mailbox->drained() || !resources_.late_messages.empty()) run_messages(messages_per_turn);
   if (!given_up_) {
     end_outgoing(resources_);
     settings_.shared->release_open(resources_.slots.end_of_turn());
   }
   end_helpers();
   core_of_thread = nullptr;
+  return true;
+}
+
+bool core::take_over(std::uint64_t number) noexcept {
+  if (!slice_.compare_exchange_strong(number, 0, std::memory_order_acq_rel)) return false;
+  ++resources_.counters.takeovers;
+  ++resources_.steps;
+  slice_job& slice = *std::exchange(resources_.running, nullptr)->slice;
+  slice.begun_at_ns = sys::monotonic_ns();
+  return true;
 }
 
 void core::close_poller() noexcept {
@@ -136,31 +154,82 @@ bool core::drained() const noexcept {
   if (event.data.u64 >> 32 != 0) resources_.slots.at(static_cast<std::uint32_t>(event.data.u64)).prefetch();
 }
 
-void core::turn() noexcept {
-  const std::int64_t limit = sleep_limit();
-  const auto events = resources_.poller.wait(limit);
-  if (!events.empty()) prefetch(events[0]);
-  if (limit != 0) resources_.mailbox->awake();
-  resources_.now_ns = sys::monotonic_ns();
-  ++resources_.counters.wakeups;
-  resources_.counters.events.add(events.size());
-  for (std::size_t i = 0; i < events.size(); ++i) {
-    if (i + 1 < events.size()) prefetch(events[i + 1]);
-    dispatch(events[i]);
-  }
+bool core::turn() noexcept {
+  begin_turn();
+  if (!dispatch_batch()) return false;
   if (const auto signals = resources_.mailbox->take_signals()) obey(signals);
   run_completed();
   run_messages(messages_per_turn);
   resources_.timers.advance(loop::timer_wheel::tick_of(resources_.now_ns));
+  if (!run_slices()) return false;
   run_ready();
   run_handshakes();
+  if (!run_slices()) return false;
   end_of_turn();
   if (resources_.helpers->growing()) resources_.helpers->grow(resources_.now_ns);
+  return true;
+}
+
+void core::begin_turn() noexcept {
+  if (next_event_ == batch_.size()) {
+    const std::int64_t limit = sleep_limit();
+    batch_ = resources_.poller.wait(limit);
+    next_event_ = 0;
+    if (!batch_.empty()) prefetch(batch_[0]);
+    if (limit != 0) resources_.mailbox->awake();
+    ++resources_.counters.wakeups;
+    resources_.counters.events.add(batch_.size());
+  }  // else the thread that has lost this core has left them
+  resources_.now_ns = sys::monotonic_ns();
+}
+
+bool core::dispatch_batch() noexcept {
+  while (next_event_ < batch_.size()) {
+    const epoll_event& event = batch_[next_event_++];
+    if (next_event_ < batch_.size()) prefetch(batch_[next_event_]);
+    dispatch(event);
+    if (!run_slices()) return false;
+  }
+  return true;
+}
+
+bool core::run_waiting_slices() noexcept {
+  while (detail::ready_node* node = resources_.slices.pop_front()) {
+    if (!run_slice(static_cast<slice_job&>(static_cast<detail::job&>(*node)))) return false;
+  }
+  return true;
+}
+
+// On this thread, and away from the core.
+bool core::run_slice(slice_job& slice) noexcept {
+  slot& owner = *slice.owner;
+  const bool measured = owner.listener->spill == spilling::when_slow;
+  const std::int64_t begun = measured ? resources_.beginning_of_slice() : 0;
+  slice.where = slice_job::place::running_here;
+  resources_.running = &owner;
+  ++resources_.steps;
+  std::uint64_t number = ++slices_run_;
+  slice_.store(number, std::memory_order_release);
+  slice.run();
+  const bool lost = !slice_.compare_exchange_strong(number, 0, std::memory_order_acq_rel);
+  if (measured) slice.ran_ns = sys::monotonic_ns() - begun;
+  if (lost) {
+    resources_.mailbox->complete(slice);
+    return false;
+  }
+  ++resources_.steps;
+  resources_.running = nullptr;
+  if (measured) resources_.slice_measured(begun + slice.ran_ns);
+  owner.slice_is_back();
+  return true;
 }
 
 // How long the poller may wait; when it may wait at all, the mailbox has been told that this core sleeps.
 std::int64_t core::sleep_limit() noexcept {
-  if (!resources_.ready.empty() || !resources_.handshakes.empty() || resources_.helpers->growing()) return 0;
+  if (!resources_.ready.empty() || !resources_.handshakes.empty() || !resources_.slices.empty() ||
+      !resources_.late_messages.empty() || resources_.helpers->growing()) {
+    return 0;
+  }
   std::int64_t limit = -1;
   if (const std::uint64_t tick = resources_.timers.next_tick(); tick != loop::timer_wheel::never) {
     limit = static_cast<std::int64_t>(tick << loop::timer_wheel::tick_shift) - resources_.now_ns;
@@ -194,17 +263,14 @@ void core::run_completed() noexcept {
 }
 
 void core::run_messages(std::size_t most) noexcept {
+  if (!resources_.late_messages.empty()) [[unlikely]] {
+    std::vector<detail::message> late = std::exchange(resources_.late_messages, {});
+    for (detail::message& message : late) resources_.run_message(message);
+  }
   for (; most > 0; --most) {
     auto message = resources_.mailbox->pop();
     if (!message) return;
-    ++resources_.counters.messages;
-    ++resources_.steps;
-    try {
-      (*message)(resources_);
-    } catch (...) {
-      resources_.report(std::current_exception());
-    }
-    ++resources_.steps;
+    resources_.run_message(*message);
   }
 }
 
@@ -295,6 +361,14 @@ void core::give_up() noexcept {
   resources_.helpers->for_each_busy(sys::monotonic_ns(), [this](const slot* serves, std::int64_t for_ns) {
     try {
       report_stuck(serves, for_ns);
+    } catch (const std::bad_alloc&) {
+    }
+  });
+  const std::int64_t now = sys::monotonic_ns();
+  for_each_connection([&](const slot& s) {
+    if (!s.is_away() || s.slice->where != slice_job::place::running_here) return;
+    try {
+      report_stuck(&s, now - s.slice->begun_at_ns);
     } catch (const std::bad_alloc&) {
     }
   });

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "engine/connection/core_resources.hpp"
@@ -51,9 +52,25 @@ class core {
   // Gives up all listeners of a start that failed elsewhere.
   void close_listeners() noexcept;
 
-  // The loop: returns when a shutdown is complete or a halt was signalled, with all connections ended and every
-  // message that was posted run.
-  [[gnu::hot]] void run() noexcept;
+  // The loop: true when a shutdown is complete or a halt was signalled, with all connections ended and every message
+  // that was posted run. False when another thread has taken the core over: then this one may touch it no more.
+  [[gnu::hot]] bool run() noexcept;
+
+  // Takeovers. While a slice runs on the core's thread but away from the core (slice.hpp), any other thread may make
+  // the core its own, with one compare-and-swap: what the core's thread has written before the slice is then seen
+  // (it has released the number, which this acquires), and the core's thread, whose own compare-and-swap at the end of
+  // the slice fails, touches nothing but the slice's own state and the mailbox, through which it gives it back. The
+  // thread that has it then calls run(), which goes on where the other has left: every step of a turn keeps in the core
+  // what it still has to do.
+  //
+  // 0: no such slice runs. Numbers are not used again.
+  [[nodiscard]] std::uint64_t slice_number() const noexcept { return slice_.load(std::memory_order_relaxed); }
+  [[nodiscard]] bool take_over(std::uint64_t number) noexcept;
+  // Before run(): the slices of coroutine handlers are open to takeovers.
+  void open_to_takeover() noexcept { resources_.open_to_takeover = true; }
+  void run_by(pid_t thread) noexcept { thread_.store(thread, std::memory_order_relaxed); }
+  [[nodiscard]] pid_t thread() const noexcept { return thread_.load(std::memory_order_relaxed); }
+  [[nodiscard]] bool given_up() const noexcept { return given_up_; }  // on its thread, or after its end
   // The last act on the core's thread: what only it may close.
   void close_poller() noexcept;
 
@@ -78,7 +95,12 @@ class core {
   // Tokens of what is no connection have generation 0, which no connection has.
   static constexpr std::uint64_t wakeup_token = 0xffff'ffff;
 
-  [[gnu::hot]] void turn() noexcept;
+  [[gnu::hot]] bool turn() noexcept;  // false: taken over; so the other functions
+  [[gnu::hot]] void begin_turn() noexcept;
+  [[gnu::hot]] bool dispatch_batch() noexcept;
+  [[gnu::hot]] bool run_slices() noexcept { return resources_.slices.empty() || run_waiting_slices(); }
+  bool run_waiting_slices() noexcept;
+  bool run_slice(slice_job& slice) noexcept;
   [[gnu::hot]] std::int64_t sleep_limit() noexcept;
   void prefetch(const epoll_event& event) const noexcept;
   void dispatch(const epoll_event& event) noexcept;
@@ -107,6 +129,12 @@ class core {
   sys::numa_region buffer_memory_;
   core_resources resources_;
   std::vector<std::unique_ptr<acceptor>> acceptors_;
+  std::span<const epoll_event> batch_;  // events of this turn,
+  std::size_t next_event_ = 0;          // and the first that is not served yet
+  bool begun_ = false;
+  std::uint64_t slices_run_ = 0;
+  alignas(base::cache_line_bytes) std::atomic<std::uint64_t> slice_{0};
+  std::atomic<pid_t> thread_{0};
   bool halting_ = false;   // what is left waits for helpers
   bool given_up_ = false;  // and was given up
 

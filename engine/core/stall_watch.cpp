@@ -9,6 +9,7 @@
 #include <mutex>
 #include <system_error>
 
+#include "engine/connection/slice.hpp"
 #include "engine/core/core.hpp"
 
 namespace percore::engine {
@@ -29,9 +30,11 @@ void on_signal(int number, siginfo_t* info, void* context) {
   core_resources* core = core_of_thread;
   stall_snapshot* into = core == nullptr ? nullptr : core->stalled;
   if (into != nullptr && into->now.load(std::memory_order_acquire) == stall_snapshot::state::wanted) {
-    into->in_handler = core->running != nullptr;
+    // A slice that is open to a takeover: then the core may be another thread's already.
+    const slot* running = slice_of_thread != nullptr ? slice_of_thread->owner : core->running;
+    into->in_handler = running != nullptr;
     if (into->in_handler) {
-      const slot& s = *core->running;
+      const slot& s = *running;
       into->listener = s.listener->index;
       into->slot = s.index;
       into->generation = s.generation;
@@ -78,32 +81,22 @@ stall_watch::~stall_watch() {
   if (--watches == 0) (void)sys::sigaction(installed_signal, &previous_action, nullptr);
 }
 
-void stall_watch::add(core& which, pid_t thread) {
+void stall_watch::add(core& which) {
   auto& made = *cores_.emplace_back(std::make_unique<watched>());
   made.which = &which;
-  made.thread = thread;
   which.watch_stalls(&made.snapshot);
 }
 
 void stall_watch::start() {
-  thread_.start([this] { watch(); }, name_, {}, 128 * 1024);
+  thread_.start([this] { look(); }, threshold_ns_ / 2, name_);
 }
 
-void stall_watch::stop() noexcept {
-  stopping_.store(1, std::memory_order_release);
-  (void)sys::futex_wake(stopping_, 1);
-  thread_.join();
-}
-
-void stall_watch::watch() noexcept {
-  while (stopping_.load(std::memory_order_acquire) == 0) {
-    (void)sys::futex_wait(stopping_, 0, threshold_ns_ / 2);
-    const std::int64_t now = sys::monotonic_ns();
-    for (std::size_t i = 0; i < cores_.size() && stopping_.load(std::memory_order_relaxed) == 0; ++i) {
-      try {
-        look_at(i, now);
-      } catch (const std::bad_alloc&) {
-      }
+void stall_watch::look() noexcept {
+  const std::int64_t now = sys::monotonic_ns();
+  for (std::size_t i = 0; i < cores_.size() && !thread_.stopping(); ++i) {
+    try {
+      look_at(i, now);
+    } catch (const std::bad_alloc&) {
     }
   }
 }
@@ -133,9 +126,9 @@ bool stall_watch::take_snapshot(watched& of) const noexcept {
   using state = stall_snapshot::state;
   of.snapshot.now.store(state::wanted, std::memory_order_release);
   const std::int64_t limit = sys::monotonic_ns() + answer_ns;
-  if (sys::signal_thread(of.thread, options_.signal) == 0) {
+  if (sys::signal_thread(of.which->thread(), options_.signal) == 0) {
     while (of.snapshot.now.load(std::memory_order_acquire) != state::filled && sys::monotonic_ns() < limit) {
-      (void)sys::futex_wait(stopping_, 0, 1'000'000);
+      thread_.sleep(1'000'000);
     }
   }
   state wanted = state::wanted;

@@ -12,7 +12,7 @@
 
 #include "engine/base/counter.hpp"
 #include "engine/connection/slot.hpp"
-#include "engine/sys/threads.hpp"
+#include "engine/core/periodic_thread.hpp"
 
 namespace percore::engine {
 
@@ -42,9 +42,9 @@ class stall_watch {
   ~stall_watch();
 
   // Before start(); the core must not have begun to run, and must outlive stop().
-  void add(core& which, pid_t thread);
+  void add(core& which);
   void start();  // throws std::system_error
-  void stop() noexcept;
+  void stop() noexcept { thread_.stop(); }
 
   // Any thread.
   [[nodiscard]] std::uint64_t stalls(std::size_t core) const noexcept { return cores_[core]->stalls.get(); }
@@ -52,7 +52,6 @@ class stall_watch {
  private:
   struct watched {
     core* which = nullptr;
-    pid_t thread = 0;
     stall_snapshot snapshot;
     base::counter stalls;
     std::uint64_t step = 0;     // as last seen
@@ -62,7 +61,7 @@ class stall_watch {
     std::uint64_t unreported = 0;
   };
 
-  void watch() noexcept;
+  void look() noexcept;
   void look_at(std::size_t index, std::int64_t now_ns);
   void report(std::size_t index, std::int64_t duration_ns);
   [[nodiscard]] bool take_snapshot(watched& of) const noexcept;
@@ -71,8 +70,7 @@ class stall_watch {
   const std::string name_;
   const std::int64_t threshold_ns_;
   std::vector<std::unique_ptr<watched>> cores_;
-  std::atomic<std::uint32_t> stopping_{0};
-  sys::core_thread thread_;
+  periodic_thread thread_;
 };
 
 }  // namespace percore::engine

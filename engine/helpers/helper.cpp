@@ -11,6 +11,8 @@
 
 namespace percore::helpers {
 
+constinit thread_local const void* server_of_helper = nullptr;
+
 tls::core_state& helper::tls() {
   if (tls_ == nullptr) tls_ = std::make_unique<tls::core_state>();
   return *tls_;
@@ -21,6 +23,7 @@ void* pool::thread_body(void* raw) noexcept {
   pool& owner = *note->owner;
   helper& self = *note->self;
   loop::wakeup::share_table(note->table);
+  server_of_helper = owner.settings_.server;
   sys::name_this_thread(owner.settings_.name + "." + std::to_string(self.number_));
   sys::move_this_thread(owner.settings_.cpus);
   owner.begun_.fetch_add(1, std::memory_order_relaxed);

@@ -18,6 +18,9 @@ namespace percore::helpers {
 
 class pool;
 
+// pool_settings::server on helper threads; nullptr on any other.
+extern constinit thread_local const void* server_of_helper;
+
 // One helper thread of a core, and what it has to itself. The object stays when the thread retires and serves
 // the next thread of the same number, so that what it has counted is not lost.
 class alignas(base::cache_line_bytes) helper {

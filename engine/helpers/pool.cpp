@@ -54,7 +54,7 @@ void pool::start(std::int64_t now_ns) noexcept {
 
 // Jobs ------------------------------------------------------------------------------------------------------
 
-pool::submission pool::submit(detail::job& job, std::int64_t now_ns, bool may_wait) noexcept {
+pool::submission pool::submit(detail::job& job, std::int64_t now_ns, when_full policy) noexcept {
   if (ending_) return submission::refused;
   job.submitted_ns = now_ns;
   job.begun_ns.store(0, std::memory_order_relaxed);
@@ -62,7 +62,8 @@ pool::submission pool::submit(detail::job& job, std::int64_t now_ns, bool may_wa
   const submission result = waiting_.empty() ? enqueue(job, now_ns) : submission::refused;
   if (result == submission::refused) {
     ++full_;
-    if (!settings_.wait_when_full || !may_wait) return submission::refused;
+    const bool waits = policy == when_full::as_set ? settings_.wait_when_full : policy == when_full::wait;
+    if (!waits) return submission::refused;
     waiting_.push_back(job);
     arm(now_ns + look_again_ns);
     ++submitted_;

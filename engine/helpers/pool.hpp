@@ -38,7 +38,11 @@ struct pool_settings {
   std::int64_t idle_lifetime_ns = 10'000'000'000;
   std::size_t stack_bytes = 1024 * 1024;
   shared_cap* cap = nullptr;
+  const void* server = nullptr;  // whose helpers they are: see server_of_helper
 };
+
+// What a job does that finds no room in the queue.
+enum class when_full { as_set, wait, refuse };
 
 inline constexpr unsigned most_helpers = 4096;
 
@@ -76,8 +80,7 @@ class pool : public std::enable_shared_from_this<pool> {
   // --- the core's thread -----------------------------------------------------------------------------------
   // Starts the floor.
   void start(std::int64_t now_ns) noexcept;
-  // may_wait: for room in the queue, if the pool does at all.
-  submission submit(detail::job& job, std::int64_t now_ns, bool may_wait = true) noexcept;
+  submission submit(detail::job& job, std::int64_t now_ns, when_full policy = when_full::as_set) noexcept;
   // True: no helper has had the job or will; it will not be delivered.
   bool withdraw(detail::job& job) noexcept;
   // For each job that came back through the mailbox, before its owner hears of it.

@@ -42,12 +42,12 @@ void server::begin_shutdown(std::chrono::milliseconds grace) { state_->begin_shu
 
 void server::shutdown(std::chrono::milliseconds grace) {
   state_->begin_shutdown(grace);
-  if (!state_->on_own_core()) state_->wait();
+  if (!state_->on_own_thread()) state_->wait();
 }
 
 void server::halt() {
   state_->begin_halt();
-  if (!state_->on_own_core()) state_->wait();
+  if (!state_->on_own_thread()) state_->wait();
 }
 
 post_result server::post_message(std::size_t core, detail::message&& what) {

@@ -1,5 +1,7 @@
 #include "engine/server/server_state.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <set>
@@ -46,7 +48,8 @@ server_options checked(server_options options) {
           "mailbox_messages must be from 1 to 16777216");
   require(options.pipes_per_core <= 65'536, "pipes_per_core must be at most 65536");
   require(options.pipe_bytes >= 4096 && options.pipe_bytes <= 1024 * 1024, "pipe_bytes must be from 4096 to 1 MiB");
-  require(options.operations_per_turn >= 1, "operations_per_turn must be at least 1");
+  require(options.operations_per_turn >= 1 && options.operations_per_turn <= 1'000'000,
+          "operations_per_turn must be from 1 to 1000000");
   require(options.max_connections_per_core <= most_connections_per_core * 16,
           "max_connections_per_core must be at most 4194304");
   (void)timeout_ms(options.shutdown_grace, "shutdown_grace");
@@ -59,6 +62,10 @@ server_options checked(server_options options) {
   }
   require(options.stalls.threshold->count() >= 0 && *options.stalls.threshold <= std::chrono::hours(1),
           "stalls.threshold must be from 0 to 1 h");
+  const takeover_options& takeover = options.takeover;
+  require(takeover.after >= std::chrono::milliseconds(1) && takeover.after <= std::chrono::hours(1),
+          "takeover.after must be from 1 ms to 1 h");
+  require(takeover.most_threads >= 1 && takeover.most_threads <= 1024, "takeover.most_threads must be from 1 to 1024");
   const helper_options& helpers = options.helpers;
   require(helpers.most_per_core >= 1 && helpers.most_per_core <= helpers::most_helpers,
           "helpers.most_per_core must be from 1 to 4096");
@@ -130,6 +137,11 @@ std::size_t server_state::add_listener(const address* where, int fd, detail::han
   config.tls_identity = next_tls_identity.fetch_add(1, std::memory_order_relaxed);
   require(options.unsent_tail_bytes <= 1u << 30, "unsent_tail_bytes must be at most 1073741824");
   require(options.accepts_per_turn >= 1, "accepts_per_turn must be at least 1");
+  require(options.spill_budget >= std::chrono::microseconds(10) && options.spill_budget <= std::chrono::seconds(1),
+          "spill_budget must be from 10 us to 1 s");
+  config.spill = options.spill;
+  config.spill_budget_ns = std::chrono::nanoseconds(options.spill_budget).count();
+  config.detachable = options.spill != spilling::never || options_.takeover.on;
   config.unsent_tail_bytes = static_cast<std::uint32_t>(options.unsent_tail_bytes);
   sys::validate(options.socket);
   made->options = options;
@@ -156,11 +168,7 @@ void server_state::start() {
     start_threads();
     wait_until_prepared();
     warn_of_distant_memory();
-    if (options_.stalls.threshold->count() != 0) {
-      watch_ = std::make_unique<stall_watch>(options_.stalls, options_.thread_name);
-      for (std::size_t i = 0; i < cores_.size(); ++i) watch_->add(*cores_[i], threads_[i].kernel_id());
-      watch_->start();
-    }
+    start_watches();
     listen_all();
     if (options_.private_descriptors) {
       for (auto& l : listeners_) l->group->close_here();  // each core has its own by now
@@ -218,6 +226,7 @@ void server_state::start_threads() {
   for (std::size_t i = 0; i < plan_.cores.size(); ++i) wakeups_.emplace_back();
   const std::string prefix = options_.thread_name.substr(0, 11);
   cores_.resize(plan_.cores.size());
+  if (options_.takeover.on) deputies_.resize(plan_.cores.size());
   for (std::size_t i = 0; i < plan_.cores.size(); ++i) {
     std::vector<unsigned> cpus;
     if (plan_.pin) cpus.push_back(plan_.cores[i].cpu);
@@ -234,6 +243,24 @@ void server_state::start_threads() {
     }
     threads_.push_back(std::move(thread));
   }
+}
+
+void server_state::start_watches() {
+  if (options_.stalls.threshold->count() != 0) {
+    watch_ = std::make_unique<stall_watch>(options_.stalls, options_.thread_name);
+    for (auto& c : cores_) watch_->add(*c);
+    watch_->start();
+  }
+  if (options_.takeover.on) {
+    takeover_watch_ = std::make_unique<takeover_watch>(std::chrono::nanoseconds(options_.takeover.after).count());
+    for (std::size_t i = 0; i < cores_.size(); ++i) takeover_watch_->add(*cores_[i], deputies_[i]);
+    takeover_watch_->start(options_.thread_name);
+  }
+}
+
+void server_state::stop_watches() noexcept {
+  if (watch_) watch_->stop();
+  takeover_watch_.reset();
 }
 
 void server_state::wait_until_prepared() {
@@ -261,10 +288,12 @@ void server_state::abort_start() noexcept {
     gate_ = gate::aborted;
     changed_.notify_all();
   }
+  stop_watches();
   watch_.reset();
   for (auto& thread : threads_) thread.join();  // none serves yet: they stop at the gate
   started_ = false;
   threads_.clear();
+  deputies_.clear();
   cores_.clear();
   wakeups_.clear();
   loop::wakeup::close_orphans();
@@ -327,10 +356,29 @@ void server_state::prepare_core(std::size_t index) {
     listening.client_speaks_first = l->options.socket.defer_accept.count() > 0;
     made->add_listener(listening);
   }
+  made->run_by(::gettid());
   std::lock_guard lock(mutex_);
   cores_[index] = std::move(made);
+  if (options_.takeover.on) prepare_deputies(index);
   ++prepared_;
   changed_.notify_all();
+}
+
+void server_state::prepare_deputies(std::size_t index) {
+  core& self = *cores_[index];
+  deputies::settings settings;
+  settings.name = options_.thread_name.substr(0, 11) + "/" + std::to_string(index);
+  if (plan_.pin) settings.helper_cpus = plan_.cores[index].helper_cpus;
+  settings.most = options_.takeover.most_threads;
+  settings.stack_bytes = options_.core_stack_bytes;
+  if (options_.stalls.threshold->count() != 0) settings.signal = options_.stalls.signal;
+  settings.on_taken = [this] { server_of_thread = this; };
+  settings.on_end = [this, index] {
+    end_core(index);
+    core_ended();
+  };
+  deputies_[index] = std::make_shared<deputies>(std::move(settings), self, self.held_with_it());
+  self.open_to_takeover();
 }
 
 helpers::pool_settings server_state::helper_settings(std::size_t index) {
@@ -345,6 +393,7 @@ helpers::pool_settings server_state::helper_settings(std::size_t index) {
   result.idle_lifetime_ns = std::chrono::nanoseconds(wanted.idle_lifetime).count();
   result.stack_bytes = wanted.stack_bytes;
   result.cap = &helpers_cap_;
+  result.server = this;
   return result;
 }
 
@@ -371,8 +420,13 @@ void server_state::run_core(std::size_t index) noexcept {
         go = gate_ != gate::aborted;
       }
       if (go) {
+        if (options_.takeover.on) {
+          const auto threads = deputies_[index];
+          threads->serve();  // what is left to do is done by whichever thread ends the core; `this` may be gone
+          return;
+        }
         if (options_.stalls.threshold->count() != 0) sys::let_signal_through(options_.stalls.signal);
-        self.run();
+        (void)self.run();
       }
     }
     end_core(index);
@@ -408,7 +462,9 @@ void server_state::core_ended() noexcept {
   }
 }
 
-bool server_state::on_own_core() const noexcept { return server_of_thread == this; }
+bool server_state::on_own_thread() const noexcept {
+  return server_of_thread == this || helpers::server_of_helper == this;
+}
 
 // Ending ----------------------------------------------------------------------------------------------------
 
@@ -439,14 +495,20 @@ void server_state::begin_halt() noexcept {
 }
 
 void server_state::wait() {
-  if (on_own_core()) throw std::logic_error("percore: a core's thread cannot wait for the end of its own server");
+  if (on_own_thread()) {
+    throw std::logic_error("percore: a thread of a server, a core's or a helper, cannot wait for the server's end");
+  }
   {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return running_ == 0; });
   }
   std::lock_guard joining(join_mutex_);
-  if (watch_) watch_->stop();
-  for (auto& thread : threads_) thread.join();
+  stop_watches();
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    if (i < deputies_.size() && !deputies_[i]->join()) threads_[i].detach();
+    threads_[i].join();
+  }
+  deputies_.clear();
 }
 
 void server_state::serve() {

@@ -12,6 +12,7 @@
 #include <percore/server.hpp>
 
 #include "engine/core/core.hpp"
+#include "engine/core/deputies.hpp"
 #include "engine/core/limits.hpp"
 #include "engine/core/stall_watch.hpp"
 #include "engine/sys/listen_group.hpp"
@@ -34,8 +35,8 @@ class server_state {
   void wait();
   void begin_shutdown(std::chrono::milliseconds grace) noexcept;
   void begin_halt() noexcept;
-  // The caller is one of this server's core threads, which must not wait for itself.
-  [[nodiscard]] bool on_own_core() const noexcept;
+  // The caller is one of this server's threads, a core's or a helper, which must not wait for itself.
+  [[nodiscard]] bool on_own_thread() const noexcept;
 
   post_result post(std::size_t core, detail::message&& what);
   [[nodiscard]] server_stats stats() const;
@@ -61,6 +62,9 @@ class server_state {
   void start_threads();
   void run_core(std::size_t index) noexcept;
   void prepare_core(std::size_t index);
+  void prepare_deputies(std::size_t index);
+  void start_watches();
+  void stop_watches() noexcept;
   [[nodiscard]] helpers::pool_settings helper_settings(std::size_t index);
   void wait_until_prepared();
   void warn_of_distant_memory() const;
@@ -79,7 +83,9 @@ class server_state {
   // Cores stay after their end, for stats(). Declared after the groups that their acceptors release.
   std::vector<std::shared_ptr<core>> cores_;
   std::vector<sys::core_thread> threads_;
+  std::vector<std::shared_ptr<deputies>> deputies_;  // one for each core if they are open to takeovers
   std::unique_ptr<stall_watch> watch_;
+  std::unique_ptr<takeover_watch> takeover_watch_;
   std::vector<loop::wakeup> wakeups_;  // one for each core until it takes its own
   std::atomic<bool> started_{false};
   std::atomic<bool> stopping_{false};

@@ -77,6 +77,15 @@ inline int connect(int fd, const sockaddr* address, socklen_t length) noexcept {
   return or_errno(::connect(fd, address, length));
 }
 
+// Takes a TCP connection apart with a RST (connect(2), AF_UNSPEC), while another thread may be using the descriptor: not
+// through the C library, whose connect ThreadSanitizer takes for the making of what the others use.
+inline int disconnect(int fd) noexcept {
+  PERCORE_FAULT_POINT(connect, fd);
+  sockaddr nobody{};
+  nobody.sa_family = AF_UNSPEC;
+  return or_errno(static_cast<int>(::syscall(SYS_connect, fd, &nobody, sizeof nobody)));
+}
+
 inline int accept4(int fd, sockaddr* address, socklen_t* length, int flags) noexcept {
   PERCORE_FAULT_POINT(accept4, fd);
 #if PERCORE_DIRECT_CALLS

@@ -172,6 +172,13 @@ void core_thread::join() {
   kernel_id_ = 0;
 }
 
+void core_thread::detach() noexcept {
+  if (!running_) return;
+  (void)pthread_detach(thread_);
+  running_ = false;
+  kernel_id_ = 0;
+}
+
 int start_thread(pthread_t& made, void* (*body)(void*), void* argument, const std::vector<unsigned>& first_cpus,
                  std::size_t stack_bytes) noexcept {
 #ifdef PERCORE_FAULTS
@@ -208,6 +215,12 @@ void name_this_thread(const std::string& name) noexcept {
 }
 
 void move_this_thread(const std::vector<unsigned>& cpus) noexcept { (void)pin_calling_thread(cpus); }
+
+void move_thread(pid_t thread, const std::vector<unsigned>& cpus) noexcept {
+  (void)with_cpu_set(cpus, [thread](std::size_t bytes, const cpu_set_t* set) {
+    return ::sched_setaffinity(thread, bytes, set) == 0 ? 0 : errno;
+  });
+}
 
 void let_signal_through(int signal) noexcept {
   sigset_t one;

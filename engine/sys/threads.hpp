@@ -41,6 +41,9 @@ class core_thread {
   // std::system_error (EDEADLK) when called by the thread itself.
   void join();
 
+  // Leaves the thread to itself.
+  void detach() noexcept;
+
   [[nodiscard]] bool joinable() const noexcept { return running_; }
   [[nodiscard]] pid_t kernel_id() const noexcept { return kernel_id_; }  // gettid(2); 0 unless joinable()
 
@@ -68,6 +71,7 @@ int start_thread(pthread_t& made, void* (*body)(void*), void* argument, const st
 // agrees.
 void name_this_thread(const std::string& name) noexcept;
 void move_this_thread(const std::vector<unsigned>& cpus) noexcept;
+void move_thread(pid_t thread, const std::vector<unsigned>& cpus) noexcept;  // another one, by its gettid(2)
 void let_signal_through(int signal) noexcept;
 
 }  // namespace percore::sys

@@ -32,8 +32,32 @@ namespace detail {
 class mailbox_link;  // what outlives the core: its mailbox and its wake-up
 
 connection* find_connection(engine::core_resources& core, std::uint32_t slot, std::uint32_t generation) noexcept;
+// A step of its handler runs on another thread: what is posted waits until it is back (listen_options::spill).
+bool is_away(engine::core_resources& core, std::uint32_t slot, std::uint32_t generation) noexcept;
+void post_later(engine::core_resources& core, std::uint32_t slot, message&& what);
 post_result post_message(mailbox_link& link, message&& what) noexcept;
 std::error_code write_posted(connection* target, const std::string& data) noexcept;
+
+// A function for one connection, on its core.
+template <class F>
+struct posted_call {
+  std::uint32_t slot;
+  std::uint32_t generation;
+  F f;
+
+  void operator()(engine::core_resources& core) {
+    if (is_away(core, slot, generation)) {
+      post_later(core, slot, message(std::move(*this)));
+      return;
+    }
+    connection* target = find_connection(core, slot, generation);
+    if constexpr (std::is_invocable_v<F&, connection*>) {
+      f(target);
+    } else {
+      if (target != nullptr) f(*target);
+    }
+  }
+};
 
 }  // namespace detail
 
@@ -50,15 +74,7 @@ class connection_handle {
   post_result post(F&& f) const {
     if (!link_) return post_result::stopped;
     return detail::post_message(
-        *link_, detail::message([slot = slot_, generation = generation_,
-                                 f = std::forward<F>(f)](engine::core_resources& core) mutable {
-          connection* target = detail::find_connection(core, slot, generation);
-          if constexpr (std::is_invocable_v<std::decay_t<F>&, connection*>) {
-            f(target);
-          } else {
-            if (target != nullptr) f(*target);
-          }
-        }));
+        *link_, detail::message(detail::posted_call<std::decay_t<F>>{slot_, generation_, std::forward<F>(f)}));
   }
 
   // Appends `data` to what the connection sends, whole or not at all, as connection::try_write does. `done`, if

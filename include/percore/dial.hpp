@@ -114,7 +114,8 @@ class outgoing {
 
 // Connects, on the core whose thread this runs on: from a handler, from what it awaits, or from a coroutine of no
 // connection's (spawn). The connection counts against the limits of open connections.
-// Throws std::logic_error on any other thread.
+// Throws std::logic_error on any other thread. From the first dial on, a handler stays on its core, whatever
+// listen_options::spill says (so it does from its first copy_to, relay, when_all or when_any on).
 task<outgoing> dial(address where, dial_options options = {});
 // The same for a name, or an IP address as text: resolved by a helper thread (getaddrinfo(3)), then its addresses are
 // tried in the order of RFC 8305 ("Happy Eyeballs"): families in turn, each attempt a little after the one before, or at

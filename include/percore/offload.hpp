@@ -95,6 +95,7 @@ class offload_piece : protected job {
     offload_piece* piece = nullptr;
   };
 
+  bool submit_away(engine::slice_job& slice, std::coroutine_handle<> waiter) noexcept;
   void answer_soon(engine::core_resources& core, int reason) noexcept;
   void go_on(engine::core_resources& core) noexcept;
 
@@ -215,7 +216,8 @@ struct detached_call final : detached_job {
   F function;
 };
 
-bool submit_detached(std::unique_ptr<detached_job> call) noexcept;
+// may_wait: for room in the queue.
+bool submit_detached(std::unique_ptr<detached_job> call, bool may_wait = false);
 
 }  // namespace detail
 

@@ -93,10 +93,26 @@ struct stall_options {
   int signal = SIGURG;
 };
 
+// Taking a core over from a handler that keeps it. A slice of a coroutine handler (a step of it, from where it goes on to
+// where it waits again) that has blocked its core's thread for long loses the core: another thread, which stands by, goes
+// on with everything else of that core, and the one that was kept stands by in its turn when it comes back. So even the
+// first blocking call of a handler that was thought fast delays its neighbours by milliseconds only. What is said of
+// handlers at `spilling` holds for all coroutine handlers of a server with this on, but for the helper thread: core_index()
+// and all else stay as they are, and percore::offload(f) still goes to a helper. Functions given to post() keep their core.
+struct takeover_options {
+  bool on = false;
+  // 1 ms to 1 h; it may take half as long again until it is noticed.
+  std::chrono::milliseconds after{5};
+  // Of each core, besides the one that runs it: those that stand by, and those that are kept. 1 to 1024. When all are
+  // kept, the core waits. One is started with the core, others as needed.
+  unsigned most_threads = 16;
+};
+
 struct server_options {
   placement_options placement;
   helper_options helpers;
   stall_options stalls;
+  takeover_options takeover;
 
   // Open connections per core, at most 4,194,304; 0: what RLIMIT_NOFILE allows, at most 262,144. The slots for all
   // of them are reserved as address space at start and take memory only once used.
@@ -125,7 +141,7 @@ struct server_options {
   // Messages that a core's mailbox holds, 1 to 16,777,216, rounded up to a power of two; more are answered with
   // queue_full.
   std::size_t mailbox_messages = 4096;
-  // Consecutive operations of one connection that succeed without waiting, before others get their turn; at least 1.
+  // Consecutive operations of one connection that succeed without waiting, before others get their turn; 1 to 1,000,000.
   unsigned operations_per_turn = 64;
   // TLS handshakes cost up to milliseconds each (RSA-4096: about 5 ms of signing). When those of one turn of a core's
   // loop have taken this long, the rest waits for the next turn, behind what became ready meanwhile; from 1 us to 1 s.
@@ -163,6 +179,24 @@ struct server_options {
   std::function<void(const std::string&)> on_warning;
 };
 
+// Where the slices of a coroutine handler run; a slice is a step of it, from where it goes on to where it waits again.
+// On a helper thread of the core (server_options::helpers) a slice keeps nobody else waiting, at the price of two trips
+// between threads. A connection has one slice at a time, wherever it runs, so its state needs no lock in either case. What
+// changes for a handler whose slices may run on helpers:
+// - Another slice may run on another thread: nothing of a thread may be kept across a co_await (thread_local, locks).
+// - What handlers share with others, even of the same core, they share with other threads.
+// - All functions of the connection work as ever. What needs the core (everything that is awaited except most writes;
+//   close, reset, shutdown_write, what try_write has accepted) is done when the slice ends, so error(), fd() and
+//   unsent_bytes() do not know of it before. conn.offload(f) and percore::offload(f) call f at once: a helper is there already.
+// - now() reads the clock.
+// - A function posted to the connection waits for the end of a slice, as does a timeout that runs out meanwhile.
+// - A stuck slice cannot be halted: see helper_options::patience.
+enum class spilling {
+  never,
+  when_slow,  // while the slices of this listener, on this core, take too long: see listen_options::spill_budget
+  always,
+};
+
 struct listen_options {
   // Options of the listening sockets and of what they accept.
   socket_options socket;
@@ -191,6 +225,13 @@ struct listen_options {
   // After the handler has returned or close() was called: how long what is unsent may make no progress when there
   // is no write_timeout. Then the connection is reset.
   std::chrono::milliseconds close_timeout{30'000};
+  spilling spill = spilling::never;
+  // For when_slow: what one slice may take, 10 us to 1 s. A core adds up what its slices of this listener take beyond it
+  // (of each at most four budgets) and forgets a 64th of the time that passes. From a sum of over four budgets on, which
+  // two slices can bring about, slices run on helpers, until all is forgotten: after at most 16 * 64 budgets without a
+  // slow slice, half a second with the default. It costs one reading of the clock for each slice.
+  std::chrono::microseconds spill_budget{500};
+
   // Connections accepted per loop turn of one core, at most (1 or more); the rest waits for the next turn.
   unsigned accepts_per_turn = 64;
 };

@@ -27,7 +27,7 @@ class [[nodiscard("co_await it")]] send_file_awaiter : private write_source {
   send_file_awaiter(connection& owner, int file, std::uint64_t offset, std::uint64_t length) noexcept
       : owner_(&owner), file_(file), offset_(offset), left_(length), to_end_(length == to_end_of_file) {}
   bool await_ready() noexcept;
-  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) noexcept;
   sent_file await_resume() const noexcept;
 
  private:

@@ -73,6 +73,13 @@ class [[nodiscard]] fork : private cancel_node, private retry_node {
   engine::slot* where_ = nullptr;  // whose handler waits; it outlives this
 };
 
+// Several tasks of a handler need their core: it stays there from now on (listen_options::spill).
+struct [[nodiscard]] to_the_core {
+  bool await_ready() const noexcept;
+  bool await_suspend(std::coroutine_handle<> waiter) const noexcept;
+  void await_resume() const noexcept {}
+};
+
 // Of a task whose result nobody gets: counted and reported as if it had left a handler.
 void report_unheard(std::exception_ptr exception) noexcept;
 
@@ -116,6 +123,7 @@ void take_winner(std::index_sequence<I...>, std::size_t winner, std::optional<st
 // The tasks run in the same handler: each operation of a connection may be awaited by one of them at a time.
 template <class... Ts>
 task<std::tuple<detail::value_or_nothing<Ts>...>> when_all(task<Ts>... tasks) {
+  co_await detail::to_the_core();
   std::array<detail::branch, sizeof...(Ts)> branches = detail::branches_of(tasks...);
   for (detail::branch& one : branches) one.begin();
   for (;;) {
@@ -139,6 +147,7 @@ task<std::tuple<detail::value_or_nothing<Ts>...>> when_all(task<Ts>... tasks) {
 template <class... Ts>
 task<std::variant<detail::value_or_nothing<Ts>...>> when_any(task<Ts>... tasks) {
   static_assert(sizeof...(Ts) != 0);
+  co_await detail::to_the_core();
   std::array<detail::branch, sizeof...(Ts)> branches = detail::branches_of(tasks...);
   std::size_t winner = branches.size();
   for (std::size_t i = 0; i < branches.size() && winner == branches.size(); ++i) {

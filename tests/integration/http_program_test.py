@@ -99,6 +99,22 @@ class Bodies(unittest.TestCase):
                 self.assertEqual(sum(requests for _, requests in server.cores()), 20)
                 self.assertEqual(server.counter("helpers_submitted"), 20 if how in ("offload", "blocking") else 0)
 
+    def test_handlers_that_block_and_spill_or_lose_their_core(self):
+        for options in (["--spill", "always"], ["--spill", "when_slow"], ["--takeover", "on", "--takeover-after-ms", "1"]):
+            with self.subTest(options=options), Server("--sleep-ms", "5", "--sleep-how", "inline", "--cores", "1",
+                                                       "--stats", *options) as server:
+                clients = [server.client() for _ in range(20)]
+                for _ in range(3):
+                    for client in clients:
+                        client.send(GET)
+                    for client in clients:
+                        self.assertEqual(client.response()[0], 200)
+                for client in clients:
+                    client.socket.close()
+                self.assertEqual(server.end(), 0)
+                self.assertEqual(sum(requests for _, requests in server.cores()), 60)
+                self.assertGreater(server.counter("takeovers" if "--takeover" in options else "spilled"), 0)
+
     def test_blocking_handlers_serve_all_kinds_of_requests(self):
         with Server("--sleep-how", "blocking", "--cores", "1") as server:
             with server.client() as client:
@@ -336,7 +352,7 @@ class CommandLine(unittest.TestCase):
         for options in (["--nonsense"], ["-x"], ["extra"], ["--listen"], ["--listen", "nonsense"],
                         ["--listen", "127.0.0.1:99999"], ["--listen", "unix:"], ["--body", "x"], ["--body", "-1"],
                         ["--body", "9999999999"], ["--keep-alive", "yes"], ["--sleep-ms", "1.5"],
-                        ["--sleep-how", "well"], ["--helpers", "0"], ["--helpers", "5000"],
+                        ["--sleep-how", "well"], ["--spill", "often"], ["--spill-budget-us", "9"], ["--takeover", "maybe"], ["--helpers", "0"], ["--helpers", "5000"],
                         ["--aes128", "--sha256"], ["--cores", "0"], ["--cores", "9999"], ["--cpus", "3-1"],
                         ["--cpus", "8000"], ["--cpus", "0", "--cores", "1"], ["--unit", "socket"],
                         ["--numa-nodes", "x"], ["--numa-nodes", ""], ["--numa-nodes", "1-0"],

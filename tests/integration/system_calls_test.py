@@ -21,16 +21,24 @@ class NotPermitted(Exception):
     pass
 
 
+def threads_that_serve(pid):
+    """All but the one that watches for stalls, which is there in debug builds."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return [task.name for task in tasks if not (task / "comm").read_text().strip().endswith("/watch")]
+
+
 class Trace:
-    """strace, attached to all threads of a process."""
+    """strace, attached to the threads of a process."""
 
     def __init__(self, pid, *options):
         self._output = tempfile.NamedTemporaryFile(prefix="percore-")
+        threads = threads_that_serve(pid)
+        which = [word for thread in threads for word in ("-p", thread)]
         self._strace = subprocess.Popen(
-            ["strace", "-f", "-p", str(pid), "-o", self._output.name, *options], stderr=subprocess.PIPE)
+            ["strace", *which, "-o", self._output.name, *options], stderr=subprocess.PIPE)
         said = b""
         deadline = time.monotonic() + PATIENCE
-        while b" attached" not in said:
+        while said.count(b" attached") < len(threads):
             ready, _, _ = select.select([self._strace.stderr], [], [], max(0, deadline - time.monotonic()))
             part = self._strace.stderr.read1() if ready else b""
             said += part

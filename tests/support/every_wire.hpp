@@ -1,4 +1,4 @@
-// The same test over plain sockets, TLS 1.2 and TLS 1.3; with injected kernels also over TLS that the kernel sends.
+// The same test over plain sockets, TLS 1.2 and TLS 1.3, and with handlers that run on helpers; with injected kernels also over TLS that the kernel sends.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -19,9 +19,11 @@ namespace percore::test {
 // What the bytes travel in.
 class wire {
  public:
-  explicit wire(int version, kernel_tls kernel = kernel_tls::never) : version_(version), kernel_(kernel) {}
+  explicit wire(int version, kernel_tls kernel = kernel_tls::never, spilling spill = spilling::never)
+      : version_(version), kernel_(kernel), spill_(spill) {}
   [[nodiscard]] bool encrypted() const noexcept { return version_ != 0; }
   [[nodiscard]] listen_options listening(listen_options options = {}) const {
+    options.spill = spill_;
     if (version_ == 0) return options;
     tls_options how = server_tls();
     how.kernel = kernel_;
@@ -41,6 +43,7 @@ class wire {
  private:
   int version_;
   kernel_tls kernel_;
+  spilling spill_;
 };
 
 // Runs the test once for each.
@@ -54,6 +57,12 @@ void over_every_wire(Test test) {
   }
   SUBCASE("TLS 1.3") {
     test(wire(TLS1_3_VERSION));
+  }
+  SUBCASE("plain, with handlers on helpers") {
+    test(wire(0, kernel_tls::never, spilling::always));
+  }
+  SUBCASE("TLS 1.3, with handlers on helpers") {
+    test(wire(TLS1_3_VERSION, kernel_tls::never, spilling::always));
   }
 #ifdef PERCORE_FAULTS
   SUBCASE("TLS 1.2 by the kernel") {

@@ -8,6 +8,7 @@
 
 namespace percore::engine {
 struct core_resources;
+struct slice_job;
 struct slot;
 }  // namespace percore::engine
 

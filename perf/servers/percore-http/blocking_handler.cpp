@@ -97,7 +97,7 @@ bool serve(blocking_connection& conn, core_state& core, const handler_options& o
 void blocking_http_handler::operator()(blocking_connection& conn) const {
   // Of this helper thread, which ends before the application does.
   thread_local std::unique_ptr<core_state> state;
-  if (state == nullptr) state = app_->make_state();
+  if (state == nullptr) state = app_->make_state(true);
   bool more = true;
   while (more) {
     more = serve(conn, *state, app_->options());

@@ -198,7 +198,16 @@ task<bool> serve_slow(connection& conn, core_state& core, const handler_options&
 }  // namespace
 
 task<> http_handler::operator()(connection& conn) const {
-  core_state& core = app_->core(conn);
+  return app_->options().many_threads ? serve_alone(conn) : serve(conn, app_->core(conn));
+}
+
+task<> http_handler::serve_alone(connection& conn) const {
+  const std::unique_ptr<core_state> own = app_->make_state(app_->all_slow());
+  co_await serve(conn, *own);
+  app_->helper_answered(conn.core_index(), own->answered);
+}
+
+task<> http_handler::serve(connection& conn, core_state& core) const {
   bytes_view data = co_await conn.read();
   while (data) {
     const request_batch batch = core.find_requests(data, conn.server_stopping());

@@ -34,6 +34,8 @@ struct handler_options {
   std::chrono::milliseconds sleep{0};  // before each response
   sleep_kind how = sleep_kind::timer;
   request_limits limits;
+  // Steps of handlers of one core may run on several threads at a time: each connection then has a state of its own.
+  bool many_threads = false;
 };
 
 // What is to be done about the requests at the start of a view.
@@ -135,11 +137,13 @@ class application {
     const std::uint64_t by_helpers = helpers_answered_[core].load(std::memory_order_relaxed);
     return by_helpers + (cores_[core] == nullptr ? 0 : cores_[core]->answered);
   }
-  // For the blocking handlers: a state for this thread, which serves one connection at a time.
-  [[nodiscard]] std::unique_ptr<core_state> make_state() const {
-    return std::make_unique<core_state>(options_, layout_, true);
+  // One that is no core's. all_slow: for blocking handlers, which have a state for each helper thread.
+  [[nodiscard]] std::unique_ptr<core_state> make_state(bool all_slow) const {
+    return std::make_unique<core_state>(options_, layout_, all_slow);
   }
-  void helper_answered(std::size_t core) noexcept { helpers_answered_[core].fetch_add(1, std::memory_order_relaxed); }
+  void helper_answered(std::size_t core, std::uint64_t count = 1) noexcept {
+    helpers_answered_[core].fetch_add(count, std::memory_order_relaxed);
+  }
 
  private:
   handler_options options_;
@@ -152,9 +156,12 @@ class application {
 class http_handler {
  public:
   explicit http_handler(application& app) noexcept : app_(&app) {}
-  [[gnu::hot]] percore::task<> operator()(percore::connection& conn) const;
+  percore::task<> operator()(percore::connection& conn) const;
 
  private:
+  [[gnu::hot]] percore::task<> serve(percore::connection& conn, core_state& core) const;
+  percore::task<> serve_alone(percore::connection& conn) const;
+
   application* app_;
 };
 

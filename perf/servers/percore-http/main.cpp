@@ -68,6 +68,9 @@ void print_stats(const percore::server_stats& all) {
       {"events", s.events},
       {"messages", s.messages},
       {"halted", s.halted},
+      {"spilled", s.spilled},
+      {"spill_begins", s.spill_begins},
+      {"takeovers", s.takeovers},
       {"helpers_most_alive", s.helpers.most_alive},
       {"helpers_spawned", s.helpers.spawned},
       {"helpers_retired", s.helpers.retired},
@@ -127,6 +130,7 @@ void set_up_tls(options& opt) {
 
 void serve(options& opt, std::size_t cores) {
   if (opt.tls) set_up_tls(opt);
+  opt.handler.many_threads = opt.listener.spill != percore::spilling::never || opt.server.takeover.on;
   application app(opt.handler, opt.kind, opt.body_bytes, cores);
   opt.server.on_exception = print_exception;
   if (app.all_slow()) opt.server.slot_bytes = slow_slot_bytes;

@@ -24,7 +24,8 @@ const char* const usage_text =
     "  --keep-alive on|off         off: close after each response (default on)\n"
     "  --sleep-ms N                wait before each response (default 0)\n"
     "  --sleep-how HOW             by a timer of the core (the default); offload: a helper thread sleeps;\n"
-    "                              blocking: a helper thread serves the whole connection; inline: the core sleeps\n"
+    "                              blocking: a helper thread serves the whole connection; inline: the thread of the\n"
+    "                              core sleeps, or with --spill that of a helper\n"
     "  --aes128                    send the body encrypted with AES-128-CBC and PKCS#7 padding, behind a\n"
     "                              fresh random initialisation vector of 16 bytes; the key is the 16\n"
     "                              characters 0123456789ABCDEF\n"
@@ -72,6 +73,10 @@ const char* const usage_text =
     "\n"
     "  --helpers N                 threads beside each core for offload and blocking, at most (default 64)\n"
     "  --helper-floor N            so many of them stay when idle (default 0)\n"
+    "  --spill never|when_slow|always  steps of handlers run on helper threads (default never)\n"
+    "  --spill-budget-us N         when_slow: what a step may take, 10 to 1000000 (default 500)\n"
+    "  --takeover on|off           another thread goes on with a core that a handler keeps (default off)\n"
+    "  --takeover-after-ms N       for so long, 1 to 3600000 (default 5)\n"
     "  --private-descriptors on|off  a descriptor table for each core (default on)\n"
     "\n"
     "  --stats                     at the end print how listeners are steered and the engine's counters\n"
@@ -127,6 +132,13 @@ sleep_kind parse_sleep_kind(const std::string& name, std::string_view text) {
   throw usage_error(name + ": timer, offload, blocking or inline expected, not '" + std::string(text) + "'");
 }
 
+percore::spilling parse_spilling(const std::string& name, std::string_view text) {
+  if (text == "never") return percore::spilling::never;
+  if (text == "when_slow") return percore::spilling::when_slow;
+  if (text == "always") return percore::spilling::always;
+  throw usage_error(name + ": never, when_slow or always expected, not '" + std::string(text) + "'");
+}
+
 percore::steering parse_steering(const std::string& name, std::string_view text) {
   using percore::steering;
   for (const steering mode : {steering::automatic, steering::hash, steering::incoming_cpu, steering::cbpf}) {
@@ -171,6 +183,17 @@ constexpr value_option value_options[] = {
     {"helper-floor",
      [](options& o, const std::string& n, const char* v) {
        o.server.helpers.floor = static_cast<unsigned>(parse_number(n, v, 0, 4096));
+     }},
+    {"spill", [](options& o, const std::string& n, const char* v) { o.listener.spill = parse_spilling(n, v); }},
+    {"spill-budget-us",
+     [](options& o, const std::string& n, const char* v) {
+       o.listener.spill_budget = std::chrono::microseconds(parse_number(n, v, 10, 1'000'000));
+     }},
+    {"takeover", [](options& o, const std::string& n,
+                    const char* v) { o.server.takeover.on = parse_choice(n, v, "on", "off"); }},
+    {"takeover-after-ms",
+     [](options& o, const std::string& n, const char* v) {
+       o.server.takeover.after = milliseconds(parse_number(n, v, 1, 3'600'000));
      }},
     {"max-header-bytes",
      [](options& o, const std::string& n, const char* v) {

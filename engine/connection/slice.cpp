@@ -1,0 +1,375 @@
+// Slices that run away from their core: leaving, coming back, and what happens to the connection meanwhile.
+
+#include "engine/connection/slice.hpp"
+
+#include <algorithm>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "engine/connection/slot.hpp"
+
+namespace percore::engine {
+
+namespace {
+
+// Above every operations_per_turn, so that the operations that check against it need no other check.
+constexpr std::uint32_t away_operations = 1u << 31;
+
+constexpr std::size_t most_put_off_messages = 65'536;
+
+// Kept by a core for its next connections, about 1 kB each.
+constexpr std::size_t most_idle = 1024;
+constexpr std::size_t most_kept_idle = 4096;
+
+}  // namespace
+
+constinit thread_local slice_job* slice_of_thread = nullptr;
+
+slice_job::slice_job() noexcept {
+  work = [](detail::job& base, helpers::helper& self) noexcept {
+    auto& slice = static_cast<slice_job&>(base);
+    slice.on = &self;
+    slice.run();
+    slice.ran_ns = sys::monotonic_ns() - slice.begun_ns.load(std::memory_order_relaxed);
+  };
+  deliver = [](detail::completion& done, core_resources& core) {
+    auto& back = static_cast<slice_job&>(static_cast<detail::job&>(done));
+    if (back.where == place::with_helpers && !back.taken_back) core.helpers->delivered(core.now_ns);
+    back.owner->slice_is_back();
+  };
+}
+
+slice_job* slice_job::take(slot& owner) noexcept {
+  core_resources& core = *owner.core;
+  slice_job* taken = core.idle_slices;
+  if (taken != nullptr) {
+    core.idle_slices = static_cast<slice_job*>(static_cast<detail::job*>(taken->next_completed));
+    --core.idle_slice_count;
+  } else {
+    taken = new (std::nothrow) slice_job();
+  }
+  if (taken != nullptr) taken->owner = &owner;
+  return taken;
+}
+
+void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
+  if (core.idle_slice_count >= most_idle || unused->kept.capacity() > most_kept_idle) {
+    delete unused;
+    return;
+  }
+  unused->request_count = unused->runnable_count = 0;
+  unused->ending = unused->timeouts_changed = unused->view_released = false;
+  unused->looked_for = unused->deadline = false;
+  unused->events = unused->operations = 0;
+  unused->ran_ns = 0;
+  unused->kept.clear();
+  unused->calls.clear();
+  unused->messages.clear();
+  unused->next_completed = core.idle_slices;
+  core.idle_slices = unused;
+  ++core.idle_slice_count;
+}
+
+void slice_job::free_idle(core_resources& core) noexcept {
+  while (slice_job* idle = core.idle_slices) {
+    core.idle_slices = static_cast<slice_job*>(static_cast<detail::job*>(idle->next_completed));
+    delete idle;
+  }
+}
+
+void slice_job::run() noexcept {
+  slice_of_thread = this;
+  resume_without_connection(next);
+  slice_of_thread = nullptr;
+}
+
+// Leaving ---------------------------------------------------------------------------------------------------
+
+void slot::resume_detachable(std::coroutine_handle<> handle) noexcept {
+  if (slice != nullptr) {
+    slice->operations = 0;
+    if (slice->settling) {
+      PERCORE_ASSERT(slice->runnable_count < slice->runnable.size(), "a connection has too many coroutines");
+      slice->runnable[slice->runnable_count++] = handle;
+      return;
+    }
+  }
+  go_on(handle);
+}
+
+// Where the handler runs on: with the helpers, here but away, or here.
+void slot::go_on(std::coroutine_handle<> handle) noexcept {
+  if (detachable) {
+    const bool spilled = listener->spill == spilling::always ||
+                         (listener->spill == spilling::when_slow && core->gauges[listener->index].slow(core->now_ns));
+    if ((spilled || core->open_to_takeover) && go_away(handle, spilled)) return;
+    if (listener->spill == spilling::when_slow) {
+      run_measured(handle);
+      return;
+    }
+  }
+  run_here(handle);
+}
+
+void slot::run_measured(std::coroutine_handle<> handle) noexcept {
+  core_resources& on = *core;
+  spill_gauge& gauge = on.gauges[listener->index];
+  const std::int64_t begun = on.beginning_of_slice();
+  run_here(handle);
+  on.slice_measured(sys::monotonic_ns());
+  if (gauge.note(on.measured_at_ns - begun, on.measured_at_ns)) ++on.counters.spill_begins;
+}
+
+// False: there is no memory for it, or no helper will come any more.
+bool slot::go_away(std::coroutine_handle<> handle, bool to_helpers) noexcept {
+  if (slice == nullptr) {
+    slice = slice_job::take(*this);
+    if (slice == nullptr) return false;
+  }
+  slice_job& leaving = *slice;
+  leaving.next = handle;
+  phase = slot_phase::away;
+  operations = away_operations;
+  if (to_helpers) {
+    leaving.where = slice_job::place::with_helpers;
+    // However full the queue is: run here, it would keep others waiting that have nothing to do with it.
+    if (core->helpers->submit(leaving, core->now_ns, helpers::when_full::wait) != helpers::pool::submission::refused) {
+      ++core->counters.spilled;
+      return true;
+    }
+    if (!core->open_to_takeover) {
+      phase = slot_phase::running;
+      operations = leaving.operations;
+      return false;
+    }
+  }
+  leaving.where = slice_job::place::on_core;
+  leaving.on = nullptr;
+  core->slices.push_back(leaving);
+  return true;
+}
+
+// What the slice asks for ------------------------------------------------------------------------------------
+
+void slot::request(bool (*start)(void*, std::coroutine_handle<>) noexcept, void* what,
+                   std::coroutine_handle<> waiter) noexcept {
+  PERCORE_ASSERT(slice_of_thread == slice, "an operation of a connection is awaited by another's handler");
+  PERCORE_ASSERT(slice->request_count < slice->requests.size(), "a connection has too many coroutines");
+  slice->requests[slice->request_count++] = {start, what, waiter};
+}
+
+void slot::request_ending(bool (*start)(void*, std::coroutine_handle<>) noexcept) noexcept {
+  slice->ending = true;
+  for (std::size_t i = 0; i < slice->request_count; ++i) {
+    if (slice->requests[i].start == start) return;
+  }
+  request(start, this, {});
+}
+
+// The usual read of what is here already, and the usual write, need not wait for the way back to the core and here again.
+
+bool slot::read_away(read_kind kind) noexcept {
+  if (begin == end || ended || reading != read_kind::none) return false;
+  if (kind == read_kind::some) {
+    view_size = end - begin;
+    begin = end;
+    return true;
+  }
+  view_size = 0;
+  return kind == read_kind::until && take_delimited() && view_size != 0;
+}
+
+bool slot::write_away(const bytes_view* first, std::size_t count, bool last) noexcept {
+  constexpr std::size_t most_pieces = 8;
+  slice_job& from = *slice;
+  const bool usual = !encrypted && tail == nullptr && writable && !writing && !ended && !sending_done;
+  if (!usual || count > most_pieces || from.ending || !from.kept.empty()) return false;
+  std::array<iovec, most_pieces> vector;
+  std::size_t size = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    vector[i] = {const_cast<std::byte*>(first[i].data()), first[i].size()};
+    size += first[i].size();
+  }
+  msghdr message{};
+  message.msg_iov = vector.data();
+  message.msg_iovlen = count;
+  const ssize_t result = sys::sendmsg(fd, &message, MSG_NOSIGNAL | (last ? MSG_MORE : 0));
+  if (result == -EAGAIN) writable = false;
+  if (result < 0) return false;  // whatever it is, it will be met again on the core
+  const auto sent_bytes = static_cast<std::size_t>(result);
+  from.bytes_sent += sent_bytes;
+  if (sent_bytes != size) return write_rest(first, count, last, sent_bytes, false);
+  write_ok = true;
+  sending_done = fin_pending = last;
+  return true;
+}
+
+bool slot::try_write_away(bytes_view data) noexcept {
+  slice_job& from = *slice;
+  if (ended || sending_done || from.ending) {
+    fail(ended ? end_reason : static_cast<int>(errc::closed));
+    return false;
+  }
+  const std::size_t unsent = (tail == nullptr ? 0 : tail->size()) + from.kept.size();
+  if (writing || is_shaking_hands() || unsent + data.size() > listener->unsent_tail_bytes) {
+    fail(static_cast<int>(errc::limit_exceeded));
+    return false;
+  }
+  try {
+    from.kept.insert(from.kept.end(), data.data(), data.data() + data.size());
+  } catch (const std::bad_alloc&) {
+    fail(static_cast<int>(errc::no_memory));
+    return false;
+  }
+  return true;
+}
+
+// What happens meanwhile -------------------------------------------------------------------------------------
+
+void slot::note_while_away(std::uint32_t events) noexcept {
+  slice->events |= events;
+  if (events == 0) slice->looked_for = true;
+}
+
+void slot::put_off(detail::ready_node& node) noexcept { slice->put_off.push_back(node); }
+
+void slot::put_off(detail::message&& message) {
+  if (slice->messages.size() >= most_put_off_messages) {
+    throw std::length_error("percore: too much is posted to a connection whose handler does not come back");
+  }
+  slice->messages.push_back(std::move(message));
+}
+
+// True: nobody has begun with it. It is then the first of what can go on.
+bool slot::take_back_slice() noexcept {
+  slice_job& job = *slice;
+  if (job.where == slice_job::place::on_core) {
+    job.unlink();
+  } else if (job.where != slice_job::place::with_helpers || !core->helpers->withdraw(job)) {
+    return false;
+  }
+  job.where = slice_job::place::nowhere;
+  phase = slot_phase::running;
+  operations = job.operations;
+  std::copy_backward(job.runnable.begin(), job.runnable.begin() + job.runnable_count,
+                     job.runnable.begin() + job.runnable_count + 1);
+  job.runnable[0] = job.next;
+  ++job.runnable_count;
+  core->ready.take(job.put_off);
+  return true;
+}
+
+// The connection ends. What was posted to it is told so.
+void slot::end_slices() noexcept {
+  try {
+    for (detail::message& message : slice->messages) core->late_messages.push_back(std::move(message));
+  } catch (const std::bad_alloc&) {
+    core->report(std::current_exception());
+  }
+  slice_job::give_back(std::exchange(slice, nullptr), *core);
+}
+
+// Coming back -------------------------------------------------------------------------------------------------
+
+void slot::slice_is_back() noexcept {
+  slice_job& job = *slice;
+  const slot_doom doom = std::exchange(doomed, slot_doom::none);
+  phase = slot_phase::running;
+  job.where = slice_job::place::nowhere;
+  note_slice(std::exchange(job.ran_ns, 0));
+  if (doom == slot_doom::halt) {
+    halt();
+    return;
+  }
+  const std::uint32_t seen = generation;
+  const bool returned = root.done();
+  if (fin_pending && !returned) {  // as in run_here
+    fin_pending = false;
+    if (fd >= 0) (void)sys::shutdown(fd, SHUT_WR);
+  }
+  if (doom == slot_doom::resume) {
+    resetting = true;
+    end_with(static_cast<int>(errc::shutting_down));
+  }
+  job.settling = true;
+  settle_slice();
+  if (!returned) note_what_happened();
+  job.settling = false;
+  if (returned) {
+    const std::uint32_t events = job.events;
+    handler_returned();
+    if (generation == seen && events != 0) on_event(events);  // what is unsent may wait for just that
+    return;
+  }
+  if (doom == slot_doom::resume) detachable = false;  // its last words are heard here
+  go_on_with_runnable();
+  if (doom == slot_doom::resume && generation == seen) halt();
+}
+
+void slot::note_slice(std::int64_t ran_ns) noexcept {
+  slice_job& job = *slice;
+  core_counters& counters = core->counters;
+  if (job.bytes_sent != 0) {
+    counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
+    note_activity();
+  }
+  counters.frames_on_heap.add(std::exchange(job.frames_on_heap, 0));
+  counters.contexts_on_heap.add(std::exchange(job.contexts_on_heap, 0));
+  if (ran_ns != 0 && listener->spill == spilling::when_slow &&
+      core->gauges[listener->index].note(ran_ns, core->now_ns)) {
+    ++counters.spill_begins;
+  }
+}
+
+// Does what the slice has asked for.
+void slot::settle_slice() noexcept {
+  slice_job& job = *slice;
+  if (std::exchange(job.view_released, false) && begin == end) drop_buffer();
+  if (std::exchange(job.timeouts_changed, false)) timeouts_changed();
+  job.ending = false;
+  if (!job.kept.empty()) {
+    (void)try_write_now(job.kept);
+    job.kept.clear();
+  }
+  for (auto& call : job.calls) (void)detail::submit_detached(std::move(call), true);
+  job.calls.clear();
+  core->running = this;
+  operations = job.operations;
+  const std::size_t count = std::exchange(job.request_count, 0);
+  for (std::size_t i = 0; i < count; ++i) {
+    const slice_job::request wanted = job.requests[i];
+    if (!wanted.start(wanted.what, wanted.waiter) || !wanted.waiter) continue;
+    PERCORE_ASSERT(job.runnable_count < job.runnable.size(), "a connection has too many coroutines");
+    job.runnable[job.runnable_count++] = wanted.waiter;
+  }
+  job.operations = operations;
+  core->running = nullptr;
+}
+
+void slot::note_what_happened() noexcept {
+  slice_job& job = *slice;
+  if (const std::uint32_t events = std::exchange(job.events, 0)) on_event(events);
+  if (std::exchange(job.looked_for, false)) wake_soon();
+  if (std::exchange(job.deadline, false)) on_deadline();
+  core->ready.take(job.put_off);
+  if (job.messages.empty()) return;
+  std::vector<detail::message> posted = std::exchange(job.messages, {});
+  for (detail::message& message : posted) core->run_message(message);
+}
+
+void slot::go_on_with_runnable() noexcept {
+  const std::uint32_t seen = generation;
+  while (slice->runnable_count > 0) {
+    slice_job& job = *slice;
+    const std::coroutine_handle<> next = job.runnable[0];
+    std::copy(job.runnable.begin() + 1, job.runnable.begin() + job.runnable_count, job.runnable.begin());
+    --job.runnable_count;
+    operations = job.operations;
+    go_on(next);
+    if (generation != seen || is_away()) return;
+  }
+}
+
+}  // namespace percore::engine

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <array>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <percore/detail/job.hpp>
+#include <percore/detail/message.hpp>
+#include <percore/offload.hpp>
+
+#include "engine/base/intrusive_list.hpp"
+
+namespace percore::engine {
+
+// A slice: a step of a handler, from where it goes on to where it waits again. This is one that runs away from its core:
+// on a helper (listen_options::spill), or on the core's own thread while another thread may take the core over
+// (takeover_options). It touches its own connection only, and nothing of the core's: what it wants to wait for, and
+// whatever else needs the core, is noted here and done by the core when the slice is back. Until then the core
+// touches nothing of the connection but `slot::phase` (away), `doomed` and its descriptor's end, and notes here what
+// happens to it. So neither side needs a lock.
+struct slice_job : detail::job {
+  slice_job() noexcept;
+
+  // Something to be done on the core: an operation that is awaited, or an ending.
+  struct request {
+    // True: it is done already, and `waiter` can go on.
+    bool (*start)(void* what, std::coroutine_handle<> waiter) noexcept;
+    void* what;
+    std::coroutine_handle<> waiter;  // none: nobody waits
+  };
+  // Of one slice: a handler has one, and one more for each coroutine that it leaves waiting beside itself.
+  static constexpr std::size_t most_requests = 16;
+
+  enum class place : std::uint8_t { nowhere, on_core, with_helpers, running_here };
+
+  // From what earlier connections of the core have left, or new; nullptr: there is no memory. Given back when the
+  // connection ends, with nothing in it.
+  static slice_job* take(slot& owner) noexcept;
+  static void give_back(slice_job* unused, core_resources& core) noexcept;
+  static void free_idle(core_resources& core) noexcept;
+
+  // The slice itself, on any thread: runs until the handler waits.
+  void run() noexcept;
+
+  std::coroutine_handle<> next;  // what goes on
+
+  // --- the slice's, while it is away ----------------------------------------------------------------------
+  helpers::helper* on = nullptr;  // none: the core's own thread
+  std::size_t request_count = 0;
+  std::array<request, most_requests> requests;
+  bool ending = false;           // one of them ends the connection or its sending
+  bool timeouts_changed = false;
+  bool view_released = false;
+  std::uint32_t frames_on_heap = 0;
+  std::uint32_t contexts_on_heap = 0;
+  std::size_t bytes_sent = 0;
+  std::vector<std::byte> kept;    // try_write
+  std::vector<std::unique_ptr<detail::detached_job>> calls;  // offload_detached
+  std::int64_t ran_ns = 0;
+
+  // --- the core's -----------------------------------------------------------------------------------------
+  place where = place::nowhere;
+  std::int64_t begun_at_ns = 0;  // when the core was taken over from it
+  std::uint32_t operations = 0;  // since an event let the handler go on: see slot::operations
+  bool settling = false;         // it is back: what can go on is put into `runnable`
+  std::size_t runnable_count = 0;
+  std::array<std::coroutine_handle<>, most_requests> runnable;
+  // What has happened meanwhile.
+  std::uint32_t events = 0;
+  bool looked_for = false;  // its turn in core.ready came
+  bool deadline = false;
+  base::intrusive_list<detail::ready_node> put_off;
+  std::vector<detail::message> messages;
+};
+
+// The slice that runs on this thread away from its core; nullptr: none.
+extern constinit thread_local slice_job* slice_of_thread;
+
+}  // namespace percore::engine
