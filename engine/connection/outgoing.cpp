@@ -61,6 +61,21 @@ void slot::leave_host() noexcept {
   *next = out().next_hosted;
 }
 
+void slot::resume_host(std::coroutine_handle<> handle) noexcept {
+  operations = 0;
+  const host_ref host = out().host;  // a copy: this connection may be gone with the first step
+  host.resume(*core, handle);
+}
+
+void slot::forget_waiters() noexcept {
+  if (writing) resetting = true;  // cut in its midst
+  reader = writer = {};
+  reading = read_kind::none;
+  writing = postponed = starved = false;
+  sleeper = nullptr;
+  unqueue();
+}
+
 bool at_home::await_ready() const noexcept {
   if (slice_of_thread != nullptr) return false;
   // Its slices so far were not away: from here on none is.

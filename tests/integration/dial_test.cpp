@@ -1,6 +1,7 @@
 // dial, over real sockets.
 #include <doctest/doctest.h>
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -93,6 +94,8 @@ struct dialled {
   std::error_code error;
   std::string reason;
 };
+
+task<> wait_a_little(connection& conn) { co_await conn.sleep_for(1ms); }
 
 template <class... Args>
 dialled try_dial(Args... args) {
@@ -379,6 +382,39 @@ TEST_CASE_FIXTURE(clean_process, "dial: offload, sleep and yield through an outg
     co_await conn.write(text);
   });
   CHECK(server.connect().recv_to_end() == "42");
+}
+
+TEST_CASE_FIXTURE(clean_process, "dial: handlers whose slices leave the core come back to it") {
+  test_server upstream(echo);
+  const address where = upstream.where();
+  const std::string text = numbered_text(300'000);
+  const int file = ::open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+  server_options options = one_core();
+  listen_options listening;
+  SUBCASE("to helpers") { listening.spill = spilling::always; }
+  SUBCASE("to a takeover") { options.takeover.on = true; }
+  test_server server(
+      [&](connection& conn) -> task<> {
+        if (!co_await conn.read_until("\n", 100)) co_return;
+        const sent_file sent = co_await conn.send_file(file, 0, 1);
+        auto none = co_await when_any(wait_a_little(conn), conn.copy_to(conn));
+        outgoing up = co_await dial(where);
+        if (!sent || none.index() != 0 || !up) co_return;
+        if (!co_await conn.write("ready")) co_return;
+        co_await relay(conn, *up);
+      },
+      options, listening);
+  for (int i = 0; i < 3; ++i) {
+    client peer = server.connect();
+    peer.send_all("go\n");
+    (void)peer.recv_exactly(1);
+    CHECK(peer.recv_exactly(5) == "ready");
+    peer.send_all(text);
+    CHECK((peer.recv_exactly(text.size()) == text));
+    peer.half_close();
+    CHECK(peer.recv_to_end().empty());
+  }
+  ::close(file);
 }
 
 tls_context client_context(bool verified = true, std::vector<std::string> alpn = {}) {
