@@ -7,14 +7,15 @@
 #include <new>
 #include <utility>
 
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
 
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
-  if (!in_turn && is_away()) return write_away(first, count, last);
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
+  if (!in_turn && is_away()) return write_away(first, count, last);
   if (ended || sending_done || is_shaking_hands()) {
     fail(ended ? end_reason : static_cast<int>(sending_done ? errc::closed : errc::limit_exceeded));
     write_ok = false;
@@ -320,6 +321,7 @@ template <class Awaiter>
 bool suspend_write(Awaiter& write, connection& owner, std::coroutine_handle<> waiter) noexcept {
   slot& s = slot::of(owner);
   if (!s.is_away()) return s.suspend_write(waiter);
+  s.slice->write_requested = true;
   if (!s.writing) return s.request_wait(write, waiter);
   // The socket has taken the beginning of it already.
   s.request(
