@@ -15,7 +15,7 @@ namespace percore::engine {
 slot::~slot() {
   if (fd >= 0 && loop::wakeup::table() == core->descriptors) (void)sys::close(fd);
   if (phase == slot_phase::waiting || phase == slot_phase::blocking) delete blocked;
-  if (is_away()) delete slice;
+  if (phase != slot_phase::free) delete slice;
 }
 
 // In place of start_handler, for plain listeners and those with TLS alike: the handshake is the helper's.

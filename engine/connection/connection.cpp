@@ -112,7 +112,7 @@ connection_handle connection::handle() const {
 bool detail::is_away(engine::core_resources& core, std::uint32_t slot_index, std::uint32_t generation) noexcept {
   if (slot_index >= core.slots.touched()) return false;
   const slot& found = core.slots.at(slot_index);
-  return found.generation == generation && found.is_away();
+  return found.generation == generation && found.is_away() && !core.given_up;
 }
 
 void detail::post_later(engine::core_resources& core, std::uint32_t slot_index, message&& what) {

@@ -72,7 +72,7 @@ struct core_resources {
   unsigned operations_per_turn;
   unsigned index = 0;
   bool stopping = false;  // this core has begun its shutdown: no reader waits for a new message
-  const std::atomic<bool>* stop_requested = nullptr;  // of the server
+  std::shared_ptr<const std::atomic<bool>> stop_requested;  // of the server, which a handler that is kept may outlive
   read_buffer_pool buffers;
   base::intrusive_list<detail::ready_node> ready;  // runs in this turn's last step or in the next turn
   std::shared_ptr<loop::mailbox> mailbox;
@@ -94,6 +94,7 @@ struct core_resources {
   // For the next connections whose slices go away, linked by next_completed.
   slice_job* idle_slices = nullptr;
   std::size_t idle_slice_count = 0;
+  bool given_up = false;            // what is away will not come back
   bool open_to_takeover = false;    // slices of coroutine handlers run so
   std::vector<spill_gauge> gauges;  // of the listeners, by their numbers
   // The clock as read at the end of the last measured slice, and `steps` then: it is the beginning of the next one if

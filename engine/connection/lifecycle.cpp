@@ -119,6 +119,8 @@ void slot::run_here(std::coroutine_handle<> handle) noexcept {
 }
 
 void slot::handler_returned() noexcept {
+  // Other coroutines that it has begun come first: what they wait for is done.
+  if (slice != nullptr && slice->runnable_count != 0) return;
   if (auto& exception = root.promise().exception) core->report(std::exchange(exception, nullptr));
   std::exchange(root, {}).destroy();
   leave_piece();
@@ -347,12 +349,21 @@ void slot::halt() noexcept {
 void slot::abandon() noexcept {
   if (dialled) disown();
   resetting = true;
-  drop_tail();
   sever();  // the helper may still use its number: not closed
-  if (!is_away()) close_session();  // else its handler may still ask for it
+  if (is_away()) {
+    tell_late();  // the rest is the slice's, which may come back at any moment: see forget
+  } else {
+    drop_tail();
+    close_session();
+  }
   deadline_timer.unlink();
   ready_node.unlink();
   --core->counters.active;
+}
+
+void slot::forget() noexcept {
+  drop_tail();
+  close_session();
 }
 
 void slot::begin_drain() noexcept {
@@ -368,31 +379,46 @@ void slot::begin_drain() noexcept {
 void slot::end_grace() noexcept {
   if (phase == slot_phase::free) return;
   if (is_away() && !take_back_slice()) {
+    if (doomed != slot_doom::halt) doomed = slot_doom::resume;
+    sever();
+    return;
+  }
+  resetting = true;
+  if (phase >= slot_phase::waiting) {
+    end_blocking(static_cast<int>(errc::shutting_down));
+  } else if (phase == slot_phase::running) {
+    hear_last_words();
+  } else {
+    halt();
+  }
+}
+
+// Whoever waits is told that all is over and may go on once more, without waiting again.
+void slot::hear_last_words() noexcept {
+  const std::uint32_t seen = generation;
+  // Gone, or what it has to say is said away from the core.
+  const auto has_left = [&] {
+    if (generation != seen) return true;
+    if (!is_away()) return false;
+    doomed = slot_doom::last_words;
+    sever();  // for the peer, all is over now
+    return true;
+  };
+  resetting = true;
+  end_with(static_cast<int>(errc::shutting_down));
+  if (slice != nullptr) go_on_with_runnable();
+  if (has_left()) return;
+  unqueue();
+  run_ready();
+  if (has_left()) return;
+  if (sleeper != nullptr) resume_sleeper();
+  if (has_left()) return;
+  if (piece != nullptr && !answer_piece(static_cast<int>(errc::shutting_down))) {
     doomed = slot_doom::resume;
     sever();
     return;
   }
-  const std::uint32_t seen = generation;
-  resetting = true;
-  detachable = false;  // the handler's last words are heard here
-  if (phase >= slot_phase::waiting) {
-    end_blocking(static_cast<int>(errc::shutting_down));
-    return;
-  }
-  if (phase == slot_phase::running) {
-    end_with(static_cast<int>(errc::shutting_down));
-    if (slice != nullptr) go_on_with_runnable();
-    if (generation != seen) return;
-    unqueue();
-    run_ready();
-    if (generation == seen && sleeper != nullptr) resume_sleeper();
-    if (generation == seen && piece != nullptr && !answer_piece(static_cast<int>(errc::shutting_down))) {
-      doomed = slot_doom::resume;
-      sever();
-      return;
-    }
-    if (generation != seen) return;
-  }
+  if (has_left()) return;
   halt();
 }
 

@@ -31,6 +31,7 @@ bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
     s->check_running();
   }
   owner = s;
+  generation_ = s == nullptr ? 0 : s->generation;
   if (s != nullptr) {
     PERCORE_ASSERT(bound_to_ == nullptr || s->piece == nullptr,
                    "a connection's handler offloads in two coroutines at once");
@@ -107,12 +108,12 @@ void detail::offload_piece::answer_soon(core_resources& core, int reason) noexce
 
 void detail::offload_piece::go_on(core_resources& core) noexcept {
   deadline_.unlink();
-  if (waits_ != nullptr && waits_->is_away()) {  // with another coroutine's slice
+  if (owner != nullptr && owner->generation == generation_ && owner->is_away()) {  // with another coroutine's slice
     place_ = place::answered;
     run = [](ready_node& node) {
       static_cast<offload_piece&>(static_cast<job&>(node)).go_on(*engine::core_of_thread);
     };
-    waits_->put_off(*this);
+    owner->put_off(*this);
     return;
   }
   place_ = place::nowhere;
@@ -143,7 +144,7 @@ bool detail::submit_detached(std::unique_ptr<detached_job> call, bool may_wait) 
     if (ended->exception) on.report(std::exchange(ended->exception, nullptr));
   };
   // Nobody waits for it, so it does not wait either, unless it was promised to run.
-  const auto policy = may_wait ? helpers::when_full::wait : helpers::when_full::refuse;
+  const auto policy = may_wait ? helpers::admission::wait : helpers::admission::refuse;
   if (core->helpers->submit(*call, core->now_ns, policy) == pool::submission::refused) return false;
   (void)call.release();
   return true;
@@ -194,7 +195,12 @@ void slot::piece_is_back(std::coroutine_handle<> waiter) noexcept {
   const std::uint32_t seen = generation;
   if (ended) fail(end_reason);
   resume(waiter);
-  if (doom == slot_doom::resume && generation == seen) halt();
+  if (doom != slot_doom::resume || generation != seen) return;
+  if (is_away()) {
+    doomed = slot_doom::last_words;
+  } else {
+    halt();
+  }
 }
 
 void slot::look_for_reset() noexcept {

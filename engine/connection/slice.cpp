@@ -17,7 +17,7 @@ namespace {
 // Above every operations_per_turn, so that the operations that check against it need no other check.
 constexpr std::uint32_t away_operations = 1u << 31;
 
-constexpr std::size_t most_put_off_messages = 65'536;
+constexpr std::size_t most_put_off_messages = 4096;
 
 // Kept by a core for its next connections, about 1 kB each.
 constexpr std::size_t most_idle = 1024;
@@ -28,10 +28,12 @@ constexpr std::size_t most_kept_idle = 4096;
 constinit thread_local slice_job* slice_of_thread = nullptr;
 
 slice_job::slice_job() noexcept {
+  always_runs = true;
   work = [](detail::job& base, helpers::helper& self) noexcept {
     auto& slice = static_cast<slice_job&>(base);
     slice.on = &self;
     slice.run();
+    slice_of_thread = nullptr;
     slice.ran_ns = sys::monotonic_ns() - slice.begun_ns.load(std::memory_order_relaxed);
   };
   deliver = [](detail::completion& done, core_resources& core) {
@@ -60,7 +62,7 @@ void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
     return;
   }
   unused->request_count = unused->runnable_count = 0;
-  unused->ending = unused->timeouts_changed = unused->view_released = false;
+  unused->ending = unused->write_requested = unused->timeouts_changed = unused->view_released = false;
   unused->looked_for = unused->deadline = false;
   unused->events = unused->operations = 0;
   unused->ran_ns = 0;
@@ -82,7 +84,6 @@ void slice_job::free_idle(core_resources& core) noexcept {
 void slice_job::run() noexcept {
   slice_of_thread = this;
   resume_without_connection(next);
-  slice_of_thread = nullptr;
 }
 
 // Leaving ---------------------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ bool slot::go_away(std::coroutine_handle<> handle, bool to_helpers) noexcept {
   if (to_helpers) {
     leaving.where = slice_job::place::with_helpers;
     // However full the queue is: run here, it would keep others waiting that have nothing to do with it.
-    if (core->helpers->submit(leaving, core->now_ns, helpers::when_full::wait) != helpers::pool::submission::refused) {
+    if (core->helpers->submit(leaving, core->now_ns, helpers::admission::always) != helpers::pool::submission::refused) {
       ++core->counters.spilled;
       return true;
     }
@@ -169,9 +170,14 @@ void slot::request_ending(bool (*start)(void*, std::coroutine_handle<>) noexcept
 }
 
 // The usual read of what is here already, and the usual write, need not wait for the way back to the core and here again.
+// They have the same budget as on the core: over it, the slice ends and others have their turn.
+
+bool slot::over_budget() const noexcept {
+  return slice->operations + (operations - away_operations) > core->operations_per_turn;
+}
 
 bool slot::read_away(read_kind kind) noexcept {
-  if (begin == end || ended || reading != read_kind::none) return false;
+  if (begin == end || ended || reading != read_kind::none || over_budget()) return false;
   if (kind == read_kind::some) {
     view_size = end - begin;
     begin = end;
@@ -185,7 +191,8 @@ bool slot::write_away(const bytes_view* first, std::size_t count, bool last) noe
   constexpr std::size_t most_pieces = 8;
   slice_job& from = *slice;
   const bool usual = !encrypted && tail == nullptr && writable && !writing && !ended && !sending_done;
-  if (!usual || count > most_pieces || from.ending || !from.kept.empty()) return false;
+  if (!usual || count > most_pieces || from.ending || from.write_requested || !from.kept.empty() || over_budget())
+    return false;
   std::array<iovec, most_pieces> vector;
   std::size_t size = 0;
   for (std::size_t i = 0; i < count; ++i) {
@@ -213,16 +220,24 @@ bool slot::try_write_away(bytes_view data) noexcept {
     return false;
   }
   const std::size_t unsent = (tail == nullptr ? 0 : tail->size()) + from.kept.size();
-  if (writing || is_shaking_hands() || unsent + data.size() > listener->unsent_tail_bytes) {
+  if (writing || from.write_requested || is_shaking_hands() || unsent + data.size() > listener->unsent_tail_bytes) {
     fail(static_cast<int>(errc::limit_exceeded));
     return false;
   }
   try {
-    from.kept.insert(from.kept.end(), data.data(), data.data() + data.size());
+    from.kept.reserve(from.kept.size() + data.size());
   } catch (const std::bad_alloc&) {
     fail(static_cast<int>(errc::no_memory));
     return false;
   }
+  std::size_t done = 0;
+  if (!encrypted && unsent == 0 && tail == nullptr && writable && !over_budget()) {
+    const ssize_t result = sys::send(fd, data.data(), data.size(), MSG_NOSIGNAL);
+    if (result == -EAGAIN) writable = false;
+    if (result > 0) done = static_cast<std::size_t>(result);
+    from.bytes_sent += done;
+  }
+  from.kept.insert(from.kept.end(), data.data() + done, data.data() + data.size());
   return true;
 }
 
@@ -232,6 +247,8 @@ void slot::note_while_away(std::uint32_t events) noexcept {
   slice->events |= events;
   if (events == 0) slice->looked_for = true;
 }
+
+void slot::put_off(detail::timer_node& node) noexcept { slice->timers_due.push_back(node); }
 
 void slot::put_off(detail::ready_node& node) noexcept { slice->put_off.push_back(node); }
 
@@ -257,18 +274,30 @@ bool slot::take_back_slice() noexcept {
                      job.runnable.begin() + job.runnable_count + 1);
   job.runnable[0] = job.next;
   ++job.runnable_count;
-  core->ready.take(job.put_off);
+  let_others_on();
   return true;
 }
 
-// The connection ends. What was posted to it is told so.
-void slot::end_slices() noexcept {
+// What was posted to a connection that is no more is told so.
+void slot::tell_late() noexcept {
   try {
     for (detail::message& message : slice->messages) core->late_messages.push_back(std::move(message));
   } catch (const std::bad_alloc&) {
     core->report(std::current_exception());
   }
+  slice->messages.clear();
+}
+
+void slot::end_slices() noexcept {
+  tell_late();
+  let_others_on();
   slice_job::give_back(std::exchange(slice, nullptr), *core);
+}
+
+// Other coroutines of the connection, which could go on but for the slice.
+void slot::let_others_on() noexcept {
+  core->ready.take(slice->put_off);
+  while (detail::timer_node* due = slice->timers_due.pop_front()) core->timers.insert(*due, 0);  // at the next tick
 }
 
 // Coming back -------------------------------------------------------------------------------------------------
@@ -299,13 +328,29 @@ void slot::slice_is_back() noexcept {
   job.settling = false;
   if (returned) {
     const std::uint32_t events = job.events;
-    handler_returned();
-    if (generation == seen && events != 0) on_event(events);  // what is unsent may wait for just that
+    const bool deadline = job.deadline;
+    tell_late();
+    if (job.runnable_count == 0) {
+      handler_returned();
+    } else {
+      go_on_with_runnable();
+    }
+    if (generation != seen || is_away()) return;
+    if (events != 0) on_event(events);  // what is unsent may wait for just that
+    if (generation == seen && deadline) on_deadline();
     return;
   }
-  if (doom == slot_doom::resume) detachable = false;  // its last words are heard here
+  if (doom == slot_doom::resume) {
+    hear_last_words();
+    return;
+  }
   go_on_with_runnable();
-  if (doom == slot_doom::resume && generation == seen) halt();
+  if (doom != slot_doom::last_words || generation != seen) return;
+  if (is_away()) {
+    doomed = slot_doom::last_words;
+  } else {
+    halt();
+  }
 }
 
 void slot::note_slice(std::int64_t ran_ns) noexcept {
@@ -335,8 +380,9 @@ void slot::settle_slice() noexcept {
   }
   for (auto& call : job.calls) (void)detail::submit_detached(std::move(call), true);
   job.calls.clear();
+  job.write_requested = false;
   core->running = this;
-  operations = job.operations;
+  operations = job.operations + (operations - away_operations);
   const std::size_t count = std::exchange(job.request_count, 0);
   for (std::size_t i = 0; i < count; ++i) {
     const slice_job::request wanted = job.requests[i];
@@ -353,10 +399,10 @@ void slot::note_what_happened() noexcept {
   if (const std::uint32_t events = std::exchange(job.events, 0)) on_event(events);
   if (std::exchange(job.looked_for, false)) wake_soon();
   if (std::exchange(job.deadline, false)) on_deadline();
-  core->ready.take(job.put_off);
-  if (job.messages.empty()) return;
+  let_others_on();
   std::vector<detail::message> posted = std::exchange(job.messages, {});
   for (detail::message& message : posted) core->run_message(message);
+  if (core->stopping) begin_drain();  // it may have begun meanwhile
 }
 
 void slot::go_on_with_runnable() noexcept {
@@ -368,8 +414,9 @@ void slot::go_on_with_runnable() noexcept {
     --job.runnable_count;
     operations = job.operations;
     go_on(next);
-    if (generation != seen || is_away()) return;
+    if (generation != seen || is_away() || !root) return;
   }
+  if (root && root.done()) handler_returned();
 }
 
 }  // namespace percore::engine

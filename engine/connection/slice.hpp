@@ -32,7 +32,7 @@ struct slice_job : detail::job {
     std::coroutine_handle<> waiter;  // none: nobody waits
   };
   // Of one slice: a handler has one, and one more for each coroutine that it leaves waiting beside itself.
-  static constexpr std::size_t most_requests = 16;
+  static constexpr std::size_t most_requests = 32;
 
   enum class place : std::uint8_t { nowhere, on_core, with_helpers, running_here };
 
@@ -42,7 +42,7 @@ struct slice_job : detail::job {
   static void give_back(slice_job* unused, core_resources& core) noexcept;
   static void free_idle(core_resources& core) noexcept;
 
-  // The slice itself, on any thread: runs until the handler waits.
+  // The slice itself, on any thread: runs until the handler waits. Leaves slice_of_thread set, for the caller to clear.
   void run() noexcept;
 
   std::coroutine_handle<> next;  // what goes on
@@ -52,6 +52,7 @@ struct slice_job : detail::job {
   std::size_t request_count = 0;
   std::array<request, most_requests> requests;
   bool ending = false;           // one of them ends the connection or its sending
+  bool write_requested = false;  // one of them is a write
   bool timeouts_changed = false;
   bool view_released = false;
   std::uint32_t frames_on_heap = 0;
@@ -73,6 +74,7 @@ struct slice_job : detail::job {
   bool looked_for = false;  // its turn in core.ready came
   bool deadline = false;
   base::intrusive_list<detail::ready_node> put_off;
+  base::intrusive_list<detail::timer_node> timers_due;
   std::vector<detail::message> messages;
 };
 

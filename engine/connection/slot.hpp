@@ -77,7 +77,8 @@ enum class slot_phase : std::uint8_t {
 // in it, must stay until the job is back.
 enum class slot_doom : std::uint8_t {
   none,
-  resume,  // the handler goes on once more; if it then waits again, it is halted
+  resume,      // the handler goes on once more; if it then waits again, it is halted
+  last_words,  // it does so now, away from its core
   halt
 };
 
@@ -331,6 +332,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
   // A helper has this connection and does not come back: ends what the peer can see of it, and leaves the rest.
   void abandon() noexcept;
+  // Nobody has it any more, and its core goes.
+  void forget() noexcept;
 
   // slice.cpp ----------------------------------------------------------------------------------------------
   void slice_is_back() noexcept;
@@ -362,6 +365,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool try_write_away(bytes_view data) noexcept;
   // Another coroutine of the handler could go on: once the slice is back.
   void put_off(detail::ready_node& node) noexcept;
+  void put_off(detail::timer_node& node) noexcept;
   void put_off(detail::message&& message);  // throws std::bad_alloc, std::length_error
 
   // outgoing.cpp -------------------------------------------------------------------------------------------
@@ -399,6 +403,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   [[gnu::hot]] void go_on(std::coroutine_handle<> handle) noexcept;
   void run_measured(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] bool go_away(std::coroutine_handle<> handle, bool to_helpers) noexcept;
+  [[nodiscard]] bool over_budget() const noexcept;
   bool take_back_slice() noexcept;
   [[gnu::hot]] void settle_slice() noexcept;
   void note_what_happened() noexcept;
@@ -406,6 +411,9 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void note_slice(std::int64_t ran_ns) noexcept;
   void note_while_away(std::uint32_t events) noexcept;
   void end_slices() noexcept;
+  void tell_late() noexcept;
+  void let_others_on() noexcept;
+  void hear_last_words() noexcept;
 
   void handler_returned() noexcept;
   void flush_or_close() noexcept;

@@ -112,7 +112,11 @@ void slot::on_deadline() noexcept {
     ++core->counters.timeouts;
     unqueue_reader();
     fail_reader(timed_out);
-    if (generation != seen || is_away()) return;
+    if (generation != seen) return;
+    if (is_away()) {
+      slice->deadline = true;  // the others are looked at when it is back
+      return;
+    }
   }
 
   std::int64_t next = no_deadline;

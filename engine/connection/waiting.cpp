@@ -20,8 +20,8 @@ struct detail::sleep_access {
   static void wake(sleep_awaiter& sleep, bool interrupted) noexcept {
     slot& s = slot::of(*sleep.owner_);
     sleep.unlink();
-    if (s.is_away()) {  // with another coroutine's slice: looks again at the next tick
-      s.core->timers.insert(sleep, 0);
+    if (s.is_away()) {  // with another coroutine's slice
+      s.put_off(sleep);
       return;
     }
     sleep.interrupted_ = sleep.interrupted_ || interrupted;

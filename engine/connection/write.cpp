@@ -7,14 +7,15 @@
 #include <new>
 #include <utility>
 
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
 
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
-  if (!in_turn && is_away()) return write_away(first, count, last);
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
+  if (!in_turn && is_away()) return write_away(first, count, last);
   if (last && dialled) [[unlikely]] {
     // resume() looks after a FIN that waits only for connections with a handler of their own.
     --operations;
@@ -334,6 +335,7 @@ template <class Awaiter>
 bool suspend_write(Awaiter& write, connection& owner, std::coroutine_handle<> waiter) noexcept {
   slot& s = slot::of(owner);
   if (!s.is_away()) return s.suspend_write(waiter);
+  s.slice->write_requested = true;
   if (!s.writing) return s.request_wait(write, waiter);
   // The socket has taken the beginning of it already.
   s.request(

@@ -58,6 +58,7 @@ core::core(const settings& given, loop::wakeup&& wake)
 
 // What came back after the core had given up on it.
 core::~core() {
+  for_each_connection([](slot& s) { s.forget(); });
   detail::completion* next = resources_.mailbox->take_completed();
   while (next != nullptr) {
     auto& job = static_cast<detail::job&>(*next);
@@ -115,6 +116,7 @@ bool core::run() noexcept {
 
 bool core::take_over(std::uint64_t number) noexcept {
   if (!slice_.compare_exchange_strong(number, 0, std::memory_order_acq_rel)) return false;
+  turn_interrupted_ = true;
   ++resources_.counters.takeovers;
   ++resources_.steps;
   slice_job& slice = *std::exchange(resources_.running, nullptr)->slice;
@@ -171,7 +173,8 @@ bool core::turn() noexcept {
 }
 
 void core::begin_turn() noexcept {
-  if (next_event_ == batch_.size()) {
+  // Else the thread that has lost this core has left events, or what comes behind them.
+  if (!std::exchange(turn_interrupted_, false)) {
     const std::int64_t limit = sleep_limit();
     batch_ = resources_.poller.wait(limit);
     next_event_ = 0;
@@ -179,7 +182,7 @@ void core::begin_turn() noexcept {
     if (limit != 0) resources_.mailbox->awake();
     ++resources_.counters.wakeups;
     resources_.counters.events.add(batch_.size());
-  }  // else the thread that has lost this core has left them
+  }
   resources_.now_ns = sys::monotonic_ns();
 }
 
@@ -212,6 +215,7 @@ bool core::run_slice(slice_job& slice) noexcept {
   slice_.store(number, std::memory_order_release);
   slice.run();
   const bool lost = !slice_.compare_exchange_strong(number, 0, std::memory_order_acq_rel);
+  slice_of_thread = nullptr;  // not before: the stall watch's signal may ask what this thread does
   if (measured) slice.ran_ns = sys::monotonic_ns() - begun;
   if (lost) {
     resources_.mailbox->complete(slice);
@@ -334,6 +338,7 @@ void core::begin_shutdown() noexcept {
 
 void core::halt() noexcept {
   close_listeners();
+  grace_timer_.unlink();
   resources_.helpers->close();  // what is to be dropped must not come back
   resources_.dialling_ended = true;
   for_each_connection([](slot& s) { s.halt(); });
@@ -345,7 +350,17 @@ void core::halt() noexcept {
 
 // Those that no helper has had, and no connection waits for any more.
 void core::drop_queued_jobs() noexcept {
-  while (detail::job* job = resources_.helpers->take_back()) job->deliver(*job, resources_);
+  base::intrusive_list<detail::ready_node> kept;
+  while (detail::job* job = resources_.helpers->take_back()) {
+    if (job->always_runs) {
+      kept.push_back(*job);
+    } else {
+      job->deliver(*job, resources_);
+    }
+  }
+  while (detail::ready_node* node = kept.pop_front()) {
+    (void)resources_.helpers->submit(static_cast<detail::job&>(*node), resources_.now_ns, helpers::admission::always);
+  }
 }
 
 // From here on connections end only when helpers come back, and some may never.
@@ -404,6 +419,8 @@ void core::end_helpers() noexcept {
   run_completed();  // of those that came back in the last moment
   settings_.shared->release_open(resources_.slots.end_of_turn());
   for_each_connection([](slot& s) { s.abandon(); });
+  resources_.given_up = true;
+  run_messages(0);
   if (left != 0) resources_.helpers->abandon(held_with_it());
 }
 

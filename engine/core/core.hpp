@@ -26,7 +26,7 @@ class core {
     std::size_t mailbox_messages = 0;
     std::size_t pipes = 0;
     std::size_t pipe_bytes = 0;
-    const std::atomic<bool>* stop_requested = nullptr;
+    std::shared_ptr<const std::atomic<bool>> stop_requested;
     server* owner = nullptr;
     shared_limits* shared = nullptr;
     std::function<void(std::exception_ptr)> on_exception;
@@ -131,6 +131,7 @@ class core {
   std::vector<std::unique_ptr<acceptor>> acceptors_;
   std::span<const epoll_event> batch_;  // events of this turn,
   std::size_t next_event_ = 0;          // and the first that is not served yet
+  bool turn_interrupted_ = false;       // by a takeover
   bool begun_ = false;
   std::uint64_t slices_run_ = 0;
   alignas(base::cache_line_bytes) std::atomic<std::uint64_t> slice_{0};

@@ -86,6 +86,7 @@ bool deputies::wait_for_call(member& self) noexcept {
 // This thread runs the core from here on.
 void deputies::take_charge(member& self) noexcept {
   sys::name_this_thread(settings_.name);
+  sys::move_this_thread(settings_.core_cpus);
   if (settings_.signal != 0) sys::let_signal_through(settings_.signal);
   core_.run_by(self.id);
   bool somebody_stands_by = false;
@@ -110,8 +111,9 @@ void deputies::start_one() noexcept {
   try {
     const std::lock_guard lock(mutex_);
     if (members_.size() > settings_.most) return;
+    auto note = std::make_unique<start_note>(start_note{shared_from_this(), nullptr, loop::wakeup::table()});
     made = members_.emplace_back(std::make_unique<member>()).get();
-    auto note = std::make_unique<start_note>(start_note{shared_from_this(), made, loop::wakeup::table()});
+    note->self = made;
     if (sys::start_thread(made->thread, thread_body, note.get(), {}, settings_.stack_bytes) == 0) {
       (void)note.release();
       return;

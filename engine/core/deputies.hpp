@@ -26,6 +26,7 @@ class deputies : public std::enable_shared_from_this<deputies> {
  public:
   struct settings {
     std::string name;                   // of the thread that runs the core
+    std::vector<unsigned> core_cpus;    // where it runs; empty: anywhere
     std::vector<unsigned> helper_cpus;  // where who has lost it goes; empty: where it is
     unsigned most = 16;                 // threads that stand by or have lost it
     std::size_t stack_bytes = 1024 * 1024;

@@ -29,7 +29,9 @@ void on_signal(int number, siginfo_t* info, void* context) {
   const int saved = errno;
   core_resources* core = core_of_thread;
   stall_snapshot* into = core == nullptr ? nullptr : core->stalled;
-  if (into != nullptr && into->now.load(std::memory_order_acquire) == stall_snapshot::state::wanted) {
+  auto wanted = stall_snapshot::state::wanted;
+  if (into != nullptr &&
+      into->now.compare_exchange_strong(wanted, stall_snapshot::state::filling, std::memory_order_acq_rel)) {
     // A slice that is open to a takeover: then the core may be another thread's already.
     const slot* running = slice_of_thread != nullptr ? slice_of_thread->owner : core->running;
     into->in_handler = running != nullptr;

@@ -21,7 +21,7 @@ class core;
 // Filled in by the signal handler on a core's own thread, and only when it was asked to: then nothing else
 // runs there, so that it may look at what belongs to the core.
 struct stall_snapshot {
-  enum class state : std::uint32_t { idle, wanted, filled };
+  enum class state : std::uint32_t { idle, wanted, filling, filled };
   std::atomic<state> now{state::idle};
   bool in_handler = false;
   std::size_t listener = 0;

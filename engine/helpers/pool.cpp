@@ -54,15 +54,16 @@ void pool::start(std::int64_t now_ns) noexcept {
 
 // Jobs ------------------------------------------------------------------------------------------------------
 
-pool::submission pool::submit(detail::job& job, std::int64_t now_ns, when_full policy) noexcept {
-  if (ending_) return submission::refused;
+pool::submission pool::submit(detail::job& job, std::int64_t now_ns, admission policy) noexcept {
+  if (ended_ || (ending_ && policy != admission::always)) return submission::refused;
+  job.taken_back = false;
   job.submitted_ns = now_ns;
   job.begun_ns.store(0, std::memory_order_relaxed);
   // Behind those that wait already.
   const submission result = waiting_.empty() ? enqueue(job, now_ns) : submission::refused;
   if (result == submission::refused) {
     ++full_;
-    const bool waits = policy == when_full::as_set ? settings_.wait_when_full : policy == when_full::wait;
+    const bool waits = policy == admission::as_set ? settings_.wait_when_full : policy != admission::refuse;
     if (!waits) return submission::refused;
     waiting_.push_back(job);
     arm(now_ns + look_again_ns);
@@ -289,7 +290,7 @@ void pool::join_ended(bool wait) noexcept {
 // Ending ----------------------------------------------------------------------------------------------------
 
 unsigned pool::end(std::int64_t deadline_ns) noexcept {
-  ending_ = true;
+  ending_ = ended_ = true;
   timer_.unlink();
   for (unsigned i = 0; i < made_.load(std::memory_order_relaxed); ++i) {
     helper& h = *helpers_[i];

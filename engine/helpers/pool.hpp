@@ -41,8 +41,9 @@ struct pool_settings {
   const void* server = nullptr;  // whose helpers they are: see server_of_helper
 };
 
-// What a job does that finds no room in the queue.
-enum class when_full { as_set, wait, refuse };
+// What becomes of a job that finds no room in the queue: it waits for some, or is refused, or what pool_settings say.
+// always: it waits, and is taken after close() too, until the pool ends.
+enum class admission { as_set, wait, refuse, always };
 
 inline constexpr unsigned most_helpers = 4096;
 
@@ -80,7 +81,7 @@ class pool : public std::enable_shared_from_this<pool> {
   // --- the core's thread -----------------------------------------------------------------------------------
   // Starts the floor.
   void start(std::int64_t now_ns) noexcept;
-  submission submit(detail::job& job, std::int64_t now_ns, when_full policy = when_full::as_set) noexcept;
+  submission submit(detail::job& job, std::int64_t now_ns, admission policy = admission::as_set) noexcept;
   // True: no helper has had the job or will; it will not be delivered.
   bool withdraw(detail::job& job) noexcept;
   // For each job that came back through the mailbox, before its owner hears of it.
@@ -165,6 +166,7 @@ class pool : public std::enable_shared_from_this<pool> {
   unsigned alive_ = 0;
   bool growing_ = false;
   bool ending_ = false;
+  bool ended_ = false;
   std::int64_t spawn_turn_ns_ = 0;
   unsigned spawned_in_turn_ = 0;
   std::uint64_t started_ = 0;

@@ -335,7 +335,7 @@ void server_state::prepare_core(std::size_t index) {
   settings.on_exception = options_.on_exception;
   settings.on_tls_failure = options_.on_tls_failure;
   settings.grace_end_ns = &grace_end_ns_;
-  settings.stop_requested = &stopping_;
+  settings.stop_requested = stopping_;
   settings.helpers = helper_settings(index);
   settings.helper_patience_ns = std::chrono::nanoseconds(options_.helpers.patience).count();
   settings.on_stuck_helper = options_.helpers.on_stuck;
@@ -370,6 +370,7 @@ void server_state::prepare_deputies(std::size_t index) {
   settings.name = options_.thread_name.substr(0, 11) + "/" + std::to_string(index);
   if (plan_.pin) settings.helper_cpus = plan_.cores[index].helper_cpus;
   settings.most = options_.takeover.most_threads;
+  if (plan_.pin) settings.core_cpus.push_back(plan_.cores[index].cpu);
   settings.stack_bytes = options_.core_stack_bytes;
   if (options_.stalls.threshold->count() != 0) settings.signal = options_.stalls.signal;
   settings.on_taken = [this] { server_of_thread = this; };
@@ -476,7 +477,7 @@ void server_state::signal_all(loop::mailbox::signals bits) noexcept {
 
 void server_state::begin_shutdown(std::chrono::milliseconds grace) noexcept {
   if (!started_) return;
-  stopping_.store(true, std::memory_order_release);
+  stopping_->store(true, std::memory_order_release);
   if (grace.count() > 0) {
     // The earliest end that anybody asked for.
     const std::int64_t end = sys::monotonic_ns() + std::chrono::nanoseconds(grace).count();
@@ -490,7 +491,7 @@ void server_state::begin_shutdown(std::chrono::milliseconds grace) noexcept {
 
 void server_state::begin_halt() noexcept {
   if (!started_) return;
-  stopping_.store(true, std::memory_order_release);
+  stopping_->store(true, std::memory_order_release);
   signal_all(core::signal_halt);
 }
 

@@ -43,7 +43,7 @@ class server_state {
   [[nodiscard]] address local_address(std::size_t listener) const;
   [[nodiscard]] const placement_plan& placement() const;
   [[nodiscard]] std::size_t core_count() const noexcept { return started_ ? cores_.size() : 0; }
-  [[nodiscard]] bool stopping() const noexcept { return stopping_.load(std::memory_order_acquire); }
+  [[nodiscard]] bool stopping() const noexcept { return stopping_->load(std::memory_order_acquire); }
 
  private:
   struct listener {
@@ -88,7 +88,7 @@ class server_state {
   std::unique_ptr<takeover_watch> takeover_watch_;
   std::vector<loop::wakeup> wakeups_;  // one for each core until it takes its own
   std::atomic<bool> started_{false};
-  std::atomic<bool> stopping_{false};
+  const std::shared_ptr<std::atomic<bool>> stopping_ = std::make_shared<std::atomic<bool>>(false);
   std::atomic<std::int64_t> grace_end_ns_{0};
 
   mutable std::mutex mutex_;

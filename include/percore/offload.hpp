@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <coroutine>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -103,6 +104,7 @@ class offload_piece : protected job {
   // Whose handler waits for this; none: a coroutine of nobody's, or the handler has returned. `owner`, which helpers
   // read, only says who has asked.
   engine::slot* waits_ = nullptr;
+  std::uint32_t generation_ = 0;  // of the connection that `owner` was then
   std::chrono::nanoseconds timeout_;
   std::coroutine_handle<> waiter_;
   deadline deadline_;

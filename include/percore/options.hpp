@@ -190,7 +190,10 @@ struct server_options {
 //   unsent_bytes() do not know of it before. conn.offload(f) and percore::offload(f) call f at once: a helper is there already.
 // - now() reads the clock.
 // - A function posted to the connection waits for the end of a slice, as does a timeout that runs out meanwhile.
-// - A stuck slice cannot be halted: see helper_options::patience.
+// - At most 32 coroutines of one connection may wait at a time, or else the program ends with a message.
+// - What a slice has read stays in one of the core's read buffers until the slice has run: a slow listener with many
+//   slices in the queue needs server_options::read_buffers_per_core for them and for others.
+// - A stuck slice cannot be halted: see helper_options::patience. Afterwards it must not use owner().
 enum class spilling {
   never,
   when_slow,  // while the slices of this listener, on this core, take too long: see listen_options::spill_budget

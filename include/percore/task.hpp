@@ -107,6 +107,9 @@ struct promise<void> : promise_base {
 
 }  // namespace detail
 
+// With g++ 12 a `co_await` in the condition of a while or for loop is awaited even when what stands left of its && or || has
+// decided: `while (go && co_await f())` calls f. In an if it is not; write one, or the loop's condition alone.
+//
 // A lazily started coroutine: it runs when it is awaited, inline on the same core, and hands back its value or its
 // exception. Owns the frame; move-only. Awaiting costs no allocation beyond the frame (see detail::allocate_frame)
 // and no trip through the event loop when the task never has to wait.

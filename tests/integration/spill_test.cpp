@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/support/clean_process.hpp"
+#include "tests/support/every_wire.hpp"
 #include "tests/support/test_server.hpp"
 
 namespace percore::test {
@@ -408,40 +409,182 @@ TEST_CASE_FIXTURE(clean_process, "spill: a slice that never ends is reported, an
   static auto& immortal = *new std::deque<occupation>;
   occupation& busy = immortal.emplace_back();
   bool grace = false;
+  bool secure = false;
   SUBCASE("halt") {}
   SUBCASE("the end of a grace") { grace = true; }
+  SUBCASE("halt, over TLS") { secure = true; }
   const std::size_t threads = running_threads();
   channel<stuck_helper> reports;
+  channel<connection_handle> handles;
   server_options options = one_core();
   options.helpers.patience = 20ms;
   options.helpers.on_stuck = [&](const stuck_helper& report) { reports.put(report); };
   {
     test_server server(
-        [&busy](connection& conn) -> task<> {
+        [&busy, &handles](connection& conn) -> task<> {
+          handles.put(conn.handle());
           co_await conn.read();
           busy.entered.set();
           busy.opened.wait();
+          CHECK(conn.server_stopping());
           (void)conn.tls();
           (void)conn.try_write("into the void");
           conn.close();
           busy.left.set();
           co_await conn.read();
         },
-        options, spilled());
-    client peer = server.connect();
+        options, secure ? over_tls(server_tls(), spilled()) : spilled());
+    any_client peer = wire(secure ? TLS1_3_VERSION : 0).connect(server);
     peer.send_all("x");
     busy.entered.wait();
+    std::atomic<int> told{0};
+    handles.take().post([&](connection* target) { told += target == nullptr ? 1 : 2; });
     if (grace) {
       server->shutdown(1ms);
     } else {
       server->halt();
     }
     CHECK(reports.take().serves_connection);
-    (void)peer.wait_for_end();
+    CHECK(told.load() == 1);
+    (void)peer.socket().wait_for_end();
   }
   busy.opened.set();
   busy.left.wait();
   CHECK(eventually([&] { return running_threads() == threads; }));
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: a connection that never waits has a budget, and others get the helper in between") {
+  server_options options = one_core();
+  options.helpers.most_per_core = 1;
+  const std::string block(1000, 'b');
+  test_server server(
+      [&](connection& conn) -> task<> {
+        auto data = co_await conn.read();
+        bool streams = data.text() == "stream";
+        if (!streams) co_await conn.write(data);
+        while (streams) streams = co_await conn.write(block);
+      },
+      options, spilled());
+  client stream = server.connect();
+  stream.send_all("stream");
+  std::atomic<bool> enough{false};
+  std::thread reader([&] {
+    while (!enough.load()) (void)stream.recv_exactly(block.size());
+    stream.close();
+  });
+  for (int i = 0; i < 5; ++i) CHECK(still_serves(server));
+  enough = true;
+  reader.join();
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: the last words at the end of a grace are not the core's to say") {
+  std::thread::id words;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        const auto data = co_await conn.read();
+        CHECK(conn.error() == errc::shutting_down);
+        words = std::this_thread::get_id();
+        co_await conn.sleep_for(1h);
+        CHECK_FALSE(bool(data));
+      },
+      one_core(), spilled());
+  client peer = server.connect();
+  CHECK(eventually([&] { return server.total().spilled == 1; }));
+  const std::thread::id core = thread_of_core(server);
+  event entered, opened;
+  server->post(0, [&] {
+    entered.set();
+    opened.wait();
+  });
+  entered.wait();
+  server->begin_shutdown(1ms);  // the drain and the end of the grace are met in one turn
+  std::this_thread::sleep_for(2ms);
+  opened.set();
+  server->wait();
+  CHECK(words != std::thread::id());
+  CHECK(words != core);
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: a read's time that runs out leaves the lifetime its own") {
+  listen_options listening = spilled();
+  listening.read_timeout = 1ms;
+  listening.lifetime_timeout = 30ms;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        CHECK_FALSE(bool(co_await conn.read()));
+        CHECK(conn.error() == errc::timed_out);
+        const bool slept = co_await conn.sleep_for(1h);
+        CHECK_FALSE(slept);
+      },
+      one_core(), listening);
+  client peer = server.connect();
+  CHECK(peer.wait_for_end() == ending::reset);
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: a drain that begins during a slice reaches the other coroutines") {
+  event entered, opened, failed;
+  const auto reader = [&](connection& conn) -> lone_coroutine {
+    CHECK_FALSE(bool(co_await conn.read()));
+    CHECK(conn.error() == errc::shutting_down);
+    failed.set();
+  };
+  test_server server(
+      [&](connection& conn) -> task<> {
+        reader(conn);
+        co_await conn.yield();  // so that its read waits
+        entered.set();
+        opened.wait();
+        while (failed.count() == 0) co_await conn.sleep_for(100us);
+      },
+      one_core(), spilled());
+  client peer = server.connect();
+  entered.wait();
+  server->begin_shutdown();
+  CHECK(core_is_free(server));
+  opened.set();
+  server->wait();
+  CHECK(failed.count() == 1);
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: coroutines that a handler leaves behind go on") {
+  event went_on;
+  bool secure = false;
+  SUBCASE("plain") {}
+  SUBCASE("TLS, where every write is the core's") { secure = true; }
+  const auto writer = [&](connection& conn) -> lone_coroutine {
+    co_await conn.write("written");
+    went_on.set();
+  };
+  const auto caller = [&]() -> lone_coroutine {
+    co_await offload([] {});
+    went_on.set();
+  };
+  test_server server(
+      [&](connection& conn) -> task<> {
+        co_await conn.read();
+        writer(conn);
+        caller();
+      },
+      one_core(), secure ? over_tls(server_tls(), spilled()) : spilled());
+  any_client peer = wire(secure ? TLS1_3_VERSION : 0).connect(server);
+  peer.send_all("x");
+  CHECK(all_of(peer) == "written");
+  went_on.wait(2);
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: try_write does not overtake a write of another coroutine") {
+  const std::string text = numbered_text(2'000'000);
+  const auto writer = [&](connection& conn) -> lone_coroutine { co_await conn.write(text); };
+  test_server server(
+      [&](connection& conn) -> task<> {
+        writer(conn);
+        CHECK_FALSE(conn.try_write("overtaken"));
+        CHECK(conn.error() == errc::limit_exceeded);
+        while (!conn.try_write("behind")) co_await conn.sleep_for(1ms);
+      },
+      one_core(), spilled(spilling::always, small_send_buffer()));
+  client peer = server.connect();
+  CHECK((peer.recv_to_end() == text + "behind"));
 }
 
 TEST_CASE_FIXTURE(clean_process, "spill: a helper cannot wait for the end of its own server") {

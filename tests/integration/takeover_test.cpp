@@ -1,6 +1,8 @@
 // Cores that go on on another thread while a handler keeps theirs: takeover_options.
 #include <doctest/doctest.h>
 
+#include <sched.h>
+
 #include <atomic>
 #include <chrono>
 #include <deque>
@@ -249,6 +251,65 @@ TEST_CASE_FIXTURE(clean_process, "takeover: a thread that never comes back is re
   kept.opened.set();
   left.wait();
   CHECK(eventually([&] { return running_threads() == threads; }));
+}
+
+TEST_CASE_FIXTURE(clean_process, "takeover: the core keeps its CPU, whichever thread runs it") {
+  server_options options = all_cores();
+  options.takeover.on = true;
+  options.takeover.after = 1ms;
+  test_server server(
+      [](connection& conn) -> task<> {
+        while (auto data = co_await conn.read()) {
+          std::this_thread::sleep_for(20ms);
+          co_await conn.write(data);
+        }
+      },
+      options);
+  const auto cpus_of_core = [&](std::size_t core) {
+    channel<int> cpus;
+    server->post(core, [&] {
+      cpu_set_t allowed;
+      CPU_ZERO(&allowed);
+      CHECK(::sched_getaffinity(0, sizeof allowed, &allowed) == 0);
+      const unsigned own = server->placement().cores[core].cpu;
+      cpus.put(CPU_ISSET(own, &allowed) ? CPU_COUNT(&allowed) : 0);
+    });
+    return cpus.take();
+  };
+  client peer = server.connect();
+  for (std::uint64_t times = 1; times <= 4; ++times) {  // by then each thread has had it again
+    CHECK(eventually([&] {
+      peer.send_all("x");
+      (void)peer.recv_exactly(1);
+      return server.total().takeovers >= times;
+    }));
+    for (std::size_t core = 0; core < server->core_count(); ++core) CHECK(cpus_of_core(core) == 1);
+  }
+}
+
+TEST_CASE_FIXTURE(clean_process, "takeover: a connection that never waits has a budget") {
+  server_options options = one_core();
+  options.takeover.on = true;
+  options.takeover.after = 1h;  // never, here
+  const std::string block(1000, 'b');
+  test_server server(
+      [&](connection& conn) -> task<> {
+        auto data = co_await conn.read();
+        bool streams = data.text() == "stream";
+        if (!streams) co_await conn.write(data);
+        while (streams) streams = co_await conn.write(block);
+      },
+      options);
+  client stream = server.connect();
+  stream.send_all("stream");
+  std::atomic<bool> enough{false};
+  std::thread reader([&] {
+    while (!enough.load()) (void)stream.recv_exactly(block.size());
+    stream.close();
+  });
+  for (int i = 0; i < 5; ++i) CHECK(still_serves(server));
+  enough = true;
+  reader.join();
 }
 
 TEST_CASE_FIXTURE(clean_process, "takeover: with spilling, what the first slow slices do is learned") {

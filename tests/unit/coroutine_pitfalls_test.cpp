@@ -444,6 +444,27 @@ TEST_CASE_FIXTURE(clean_process,
   run_core(core);
 }
 
+TEST_CASE_FIXTURE(clean_process, "coroutine_pitfalls: a condition awaits only what it comes to") {
+  bare_core core;
+  int in_loops = 0;
+  int elsewhere = 0;
+  core.run([&](connection& conn) -> task<> {
+    const auto count = [](connection&, int& counted) -> task<bool> {
+      ++counted;
+      co_return true;
+    };
+    bool go = in_loops != 0;
+    while (go && co_await count(conn, in_loops)) {
+    }
+    for (; go && co_await count(conn, in_loops);) {
+    }
+    if (go && co_await count(conn, elsewhere)) ++elsewhere;
+    go = go && co_await count(conn, elsewhere);
+  });
+  CHECK_BUT_FOR_GCC(in_loops == 0);
+  CHECK(elsewhere == 0);
+}
+
 TEST_CASE_FIXTURE(clean_process, "coroutine_pitfalls: a very long sleep is a sleep") {
   bare_core core;
   bool woke = false;

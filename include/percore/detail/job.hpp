@@ -34,6 +34,7 @@ struct job : completion, ready_node {
   void (*drop)(job&) noexcept = nullptr;
   engine::slot* owner = nullptr;  // the connection that waits for it; none: nobody
   bool taken_back = false;        // no helper has had it; it is delivered all the same
+  bool always_runs = false;       // what drops the jobs that have not begun leaves it in the queue
   std::uint64_t position = 0;     // in the queue
   std::int64_t submitted_ns = 0;  // the time of that turn of the loop
   // When a helper began, 0 before; for the report on helpers that do not come back.
