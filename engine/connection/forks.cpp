@@ -51,12 +51,12 @@ struct detail::fork_access {
   // The coroutine that is resumed when what a task waits for has happened; of several tasks that it waits for, one.
   static std::coroutine_handle<> end_of_chain(const branch& from) noexcept {
     promise_base* last = from.promise;
-    while (last->awaited != 0) {
-      if ((last->awaited & 1U) == 0) {
-        last = reinterpret_cast<promise_base*>(last->awaited);
+    while (const std::uintptr_t awaited = last->waits_for()) {
+      if ((awaited & promise_base::is_fork) == 0) {
+        last = reinterpret_cast<promise_base*>(awaited);
         continue;
       }
-      const fork& inner = *reinterpret_cast<const fork*>(last->awaited & ~std::uintptr_t{1});
+      const fork& inner = *reinterpret_cast<const fork*>(awaited & ~promise_base::is_fork);
       promise_base* next = nullptr;
       for (const branch& one : inner.branches_) {
         if (one.runs()) next = one.promise;
@@ -64,7 +64,7 @@ struct detail::fork_access {
       if (next == nullptr) break;
       last = next;
     }
-    // Alike for all promises: none is aligned to more than the two pointers in front of it.
+    // As in promise_base::final_awaiter.
     return std::coroutine_handle<promise_base>::from_promise(*last);
   }
 

@@ -33,10 +33,14 @@ class fork;
 struct promise_base {
   std::coroutine_handle<> continuation;  // who waits for this task; set only when it did not finish at once
   std::exception_ptr exception;
-  promise_base* caller = nullptr;  // the same, when it is a task
   // What this one waits for, if it is a task (its promise) or several (a fork, with bit 0 set): for when_any, which looks for
-  // the end of the chain. 0: an operation, or nothing.
+  // the end of the chain. 0: an operation, or nothing. Bit 1: `continuation` is a task. One word, since frames are to fit
+  // their slots.
   std::uintptr_t awaited = 0;
+  static constexpr std::uintptr_t is_fork = 1;
+  static constexpr std::uintptr_t called_by_task = 2;
+  void wait_for(std::uintptr_t what) noexcept { awaited = (awaited & called_by_task) | what; }
+  [[nodiscard]] std::uintptr_t waits_for() const noexcept { return awaited & ~called_by_task; }
 
   // Symmetric transfer is no tail call under -O0, -O1 and the sanitizers of GCC 12 and would overflow the stack, so
   // a finished task only names who comes next.
@@ -45,7 +49,10 @@ struct promise_base {
     template <class Promise>
     void await_suspend(std::coroutine_handle<Promise> finished) const noexcept {
       promise_base& self = finished.promise();
-      if (self.caller != nullptr) self.caller->awaited = 0;
+      if ((self.awaited & called_by_task) != 0) {
+        // Alike for all promises: none is aligned to more than the two pointers in front of it.
+        std::coroutine_handle<promise_base>::from_address(self.continuation.address()).promise().wait_for(0);
+      }
       if (self.continuation) resume_next(self.continuation);
     }
     void await_resume() const noexcept {}
@@ -150,8 +157,9 @@ class [[nodiscard("a task runs only when it is awaited")]] task {
       if (handle_.done()) return false;
       handle_.promise().continuation = waiter;
       if constexpr (std::is_base_of_v<detail::promise_base, Waiter>) {
-        handle_.promise().caller = &waiter.promise();
-        waiter.promise().awaited = reinterpret_cast<std::uintptr_t>(static_cast<detail::promise_base*>(&handle_.promise()));
+        handle_.promise().awaited |= detail::promise_base::called_by_task;
+        waiter.promise().wait_for(
+            reinterpret_cast<std::uintptr_t>(static_cast<detail::promise_base*>(&handle_.promise())));
       }
       return true;
     }

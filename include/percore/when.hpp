@@ -51,14 +51,14 @@ class [[nodiscard]] fork : private cancel_node, private retry_node {
   template <class Waiter>
   void await_suspend(std::coroutine_handle<Waiter> waiter) noexcept {
     waiter_ = &waiter.promise();
-    waiter_->awaited = reinterpret_cast<std::uintptr_t>(this) | 1U;
+    waiter_->wait_for(reinterpret_cast<std::uintptr_t>(this) | promise_base::is_fork);
     for (branch& one : branches_) {
       if (one.runs()) one.promise->continuation = waiter;
     }
     if (cancel_) begin_to_cancel();
   }
   void await_resume() noexcept {
-    waiter_->awaited = 0;
+    waiter_->wait_for(0);
     cancel_node::unlink();
     retry_node::unlink();
   }
