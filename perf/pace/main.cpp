@@ -145,12 +145,12 @@ class pacer {
   void give_up(std::uint64_t now, std::uint64_t end) {
     for (const auto& which : all_) {
       if (which->is_open() && which->busy()) {
-        ++unanswered;
+        if (which->intended() >= first_counted_) ++unanswered;
         count(which->intended(), now);
       }
     }
     for (std::uint64_t at; (at = intended(next_)) < end; ++next_) {  // never sent: no connection got free
-      ++unanswered;
+      if (at >= first_counted_) ++unanswered;
       count(at, now);
     }
   }
