@@ -11,6 +11,7 @@ from perf.bench.children import Child, Failure, fill
 
 START_TRIES = 3       # a port that was free may be taken a moment later
 WARM_UP_S = 1
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ENDED = (Failure, kernel.ProcessGone, generators.GeneratorError)
 
 
@@ -20,6 +21,10 @@ class Runner:
         self.root, self.progress = root, progress
         self.started = 0
         self.running = []  # servers that must be ended
+
+    def published(self, command):
+        """A command as it is kept: without the paths of this machine."""
+        return command.replace(ROOT + os.sep, "").replace(self.root, "{dir}")
 
     # ---- what all kinds of runs need ----------------------------------------------------------------------
 
@@ -53,7 +58,8 @@ class Runner:
 
     def note_failure(self, where, name, failure):
         text = str(failure).strip()
-        self.result["failures"].append({"where": where, "server": name, "text": text[-2000:]})
+        self.result["failures"].append({"where": where, "server": name,
+                                        "text": self.published(text[-2000:])})
         self.progress.note(f"{where}: {name}: {text}")
         self.save()
 
@@ -133,8 +139,9 @@ class Runner:
     def begin_fine(self, group, kind, setting, entries):
         server = self.start_server(group, kind)
         slices.warm_up(server, setting)
-        entries[kind.name] = {"command": server.command, "load_command": server.load_command, "samples": [],
-                              "errors_found": {}, "peak": 0}
+        entries[kind.name] = {
+            "command": self.published(server.command), "load_command": self.published(server.load_command),
+            "samples": [], "errors_found": {}, "peak": 0}
         return server
 
     def take_slice(self, server, setting, round_, entries):
@@ -194,8 +201,8 @@ class Runner:
         server = self.start_server(group, kind)
         self.load_once(group, server, WARM_UP_S)
         sample, found, command = self.load_measured(group, server, self.settings.duration_s)
-        entry = entries.setdefault(kind.name, {"command": server.command, "load_command": command, "samples": [],
-                                               "errors_found": {}, "peak": 0})
+        entry = entries.setdefault(kind.name, {"command": self.published(server.command), "load_command": command,
+                                               "samples": [], "errors_found": {}, "peak": 0})
         if not sample["requests"]:
             raise Failure(f"no request was served\n{server.child.output()[-1000:]}")
         entry["samples"].append(sample | {"round": round_, "latency_us": found["latency_us"]})
