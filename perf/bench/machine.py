@@ -60,7 +60,7 @@ def facts():
                            if re.fullmatch(r"node\d+", n)]) or 1,
         "memory_kib": int((re.search(r"MemTotal: +(\d+)", read("/proc/meminfo")) or [0, 0])[1]),
         "hypervisor": "hypervisor" in read("/proc/cpuinfo"),
-        "kernel": platform.release(),
+        "kernel": re.match(r"[\d.]+(-\d+)?|.*", platform.release())[0],  # without the name of a build
         "mitigations": mitigations(),
         "open_files": {"soft": soft, "hard": hard},
         "somaxconn": read("/proc/sys/net/core/somaxconn"),
