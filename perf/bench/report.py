@@ -27,7 +27,7 @@ def group_lines(group):
 
 
 def latency_lines(key, servers):
-    lines = [f"latency at a constant rate, test {key.split('/')[0]}, {key.split('/')[1]} cores, us (from the intended time)"]
+    lines = [f"latency at a constant rate, test {key.split('/')[0]}, cores {key.split('/')[1]}, us (from the intended time)"]
     for name, shares in servers.items():
         for share, found in shares.items():
             us = found["latency_us"]
