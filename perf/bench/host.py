@@ -94,7 +94,9 @@ def smt():
 def netfilter():
     found = []
     count = read("/proc/sys/net/netfilter/nf_conntrack_count")
-    if count:
+    if count == "0":
+        found.append(Finding("conntrack", "loaded, tracks nothing now", "ok"))
+    elif count:
         found.append(Finding("conntrack", f"{count} of {read('/proc/sys/net/netfilter/nf_conntrack_max')} entries", "limits",
                              "looks up every packet, and a full table drops connections",
                              "iptables -t raw -A PREROUTING -i lo -j NOTRACK; iptables -t raw -A OUTPUT -o lo -j NOTRACK"))
