@@ -27,7 +27,8 @@ SSL_CTX* make_client_context(bool resume) {
     std::exit(1);
   }
   SSL_CTX_set_verify(context, SSL_VERIFY_NONE, nullptr);
-  SSL_CTX_set_session_cache_mode(context, resume ? SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL : SSL_SESS_CACHE_OFF);
+  SSL_CTX_set_session_cache_mode(
+      context, resume ? SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL : SSL_SESS_CACHE_OFF);
   // The ticket comes after the handshake in TLS 1.3. Each exchange keeps its latest session.
   SSL_CTX_sess_set_new_cb(context, [](SSL* ssl, SSL_SESSION* session) {
     auto** kept = static_cast<SSL_SESSION**>(SSL_get_app_data(ssl));

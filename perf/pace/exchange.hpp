@@ -1,8 +1,8 @@
 // One connection's request and response, plain or TLS, without blocking.
 #pragma once
 
-#include <openssl/ssl.h>
 #include <netinet/in.h>
+#include <openssl/ssl.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -57,7 +57,7 @@ class exchange {
   bool secured_ = false;  // the handshake is done
   std::size_t sent_ = 0;
   std::uint64_t intended_ = 0;
-  std::string head_;             // until it is whole
+  std::string head_;  // until it is whole
   std::size_t body_left_ = 0;
   bool in_body_ = false;
 };

@@ -22,7 +22,8 @@ class histogram {
     longest_ = std::max(longest_, other.longest_);
   }
 
-  // The upper end of the bucket below which the share `quantile` of all lies; the longest for 1, 0 without any.
+  // The upper end of the bucket below which the share `quantile` of all lies; the longest for 1, 0 without
+  // any.
   [[nodiscard]] std::uint64_t quantile(double share) const noexcept {
     const auto rank = static_cast<std::uint64_t>(share * static_cast<double>(total_));
     std::uint64_t below = 0;

@@ -1,4 +1,5 @@
-// pace: requests at a constant rate, latency counted from the intended time of sending (free of coordinated omission).
+// pace: requests at a constant rate, latency counted from the intended time of sending (free of coordinated
+// omission).
 
 #include "perf/pace/options.hpp"
 
@@ -42,8 +43,8 @@ std::uint64_t now_ns() {
 }
 
 std::string make_request(const options& opt) {
-  return std::string("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: ") + (opt.close ? "close" : "keep-alive") +
-         "\r\n\r\n";
+  return std::string("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: ") +
+         (opt.close ? "close" : "keep-alive") + "\r\n\r\n";
 }
 
 // One thread's share: its own schedule, connections and histogram.
@@ -127,10 +128,12 @@ class pacer {
   }
 
   void wait(std::uint64_t now, std::uint64_t until) {
-    const std::uint64_t left = until > now && free_ != nullptr ? until - now : (free_ == nullptr ? second_ns / 10 : 0);
+    const std::uint64_t left =
+        until > now && free_ != nullptr ? until - now : (free_ == nullptr ? second_ns / 10 : 0);
     const timespec timeout{static_cast<time_t>(left / second_ns), static_cast<long>(left % second_ns)};
     std::array<epoll_event, 256> events;
-    const int found = epoll_pwait2(epoll_fd_, events.data(), static_cast<int>(events.size()), &timeout, nullptr);
+    const int found =
+        epoll_pwait2(epoll_fd_, events.data(), static_cast<int>(events.size()), &timeout, nullptr);
     for (int i = 0; i < found; ++i) {
       auto& which = *static_cast<exchange*>(events[static_cast<std::size_t>(i)].data.ptr);
       if (!which.is_open()) continue;
@@ -177,11 +180,12 @@ void pin_to(int cpu) {
 
 void print(const options& opt, const histogram& latency, const histogram& lag, std::uint64_t errors,
            std::uint64_t unanswered) {
-  constexpr double shares[] = {0,    0.1,   0.2,  0.3,   0.4,   0.5,    0.6,    0.7,     0.75,    0.8,
-                               0.85, 0.9,   0.925, 0.95, 0.975, 0.98,   0.99,   0.995,   0.9975,  0.999,
-                               0.9995, 0.9999, 0.99999, 1};
-  std::printf("{\"rate\": %.1f, \"connections\": %d, \"seconds\": %g, \"requests\": %" PRIu64 ", \"errors\": %" PRIu64
-              ", \"unanswered\": %" PRIu64 ",\n \"lag_us_p99\": %.1f,\n \"latency_us\": {",
+  constexpr double shares[] = {0,    0.1,   0.2,    0.3,   0.4,    0.5,    0.6,     0.7,
+                               0.75, 0.8,   0.85,   0.9,   0.925,  0.95,   0.975,   0.98,
+                               0.99, 0.995, 0.9975, 0.999, 0.9995, 0.9999, 0.99999, 1};
+  std::printf("{\"rate\": %.1f, \"connections\": %d, \"seconds\": %g, \"requests\": %" PRIu64
+              ", \"errors\": %" PRIu64 ", \"unanswered\": %" PRIu64
+              ",\n \"lag_us_p99\": %.1f,\n \"latency_us\": {",
               opt.rate, opt.connections, opt.duration_s, latency.total(), errors, unanswered,
               static_cast<double>(lag.quantile(0.99)) / 1e3);
   const char* comma = "";
@@ -235,7 +239,8 @@ int hold_idle(const options& opt, SSL_CTX* tls, const std::string& request) {
   std::vector<std::unique_ptr<exchange>> all;
   int answered = 0;
   while (answered < opt.idle) {
-    while (static_cast<int>(all.size()) < opt.idle && static_cast<int>(all.size()) - answered < most_under_way) {
+    while (static_cast<int>(all.size()) < opt.idle &&
+           static_cast<int>(all.size()) - answered < most_under_way) {
       all.push_back(std::make_unique<exchange>(opt.address, tls, request, false));
       if (!all.back()->open(epoll_fd)) {
         std::fprintf(stderr, "pace: no more than %zu connections can be opened here\n", all.size() - 1);
@@ -246,7 +251,8 @@ int hold_idle(const options& opt, SSL_CTX* tls, const std::string& request) {
     std::array<epoll_event, 256> events;
     const int found = epoll_wait(epoll_fd, events.data(), static_cast<int>(events.size()), 10'000);
     if (found == 0) {
-      std::fprintf(stderr, "pace: %d of %d connections answered, then nothing for 10 s\n", answered, opt.idle);
+      std::fprintf(stderr, "pace: %d of %d connections answered, then nothing for 10 s\n", answered,
+                   opt.idle);
       return 1;
     }
     for (int i = 0; i < found; ++i) {

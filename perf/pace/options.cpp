@@ -18,8 +18,10 @@ constexpr const char* usage_text =
     "usage: pace --address ADDR:PORT --rate N [options]\n"
     "       pace --address ADDR:PORT --idle N [--tls]\n"
     "\n"
-    "Sends GET requests at a constant rate, whatever the server does, and prints one JSON object. A latency counts from\n"
-    "the time at which the request should have been sent: waiting for a connection to get free is part of it.\n"
+    "Sends GET requests at a constant rate, whatever the server does, and prints one JSON object. A latency "
+    "counts from\n"
+    "the time at which the request should have been sent: waiting for a connection to get free is part of "
+    "it.\n"
     "\n"
     "  --rate N           requests per second\n"
     "  --connections N    at most so many at the same time (default 100)\n"
@@ -29,7 +31,8 @@ constexpr const char* usage_text =
     "  --close            a connection for each request, with 'Connection: close'\n"
     "  --tls              without a look at the certificate\n"
     "  --full-handshakes  with --tls: resume no session\n"
-    "  --idle N           open N connections, send one request on each, print \"idle N\" when all are answered, and\n"
+    "  --idle N           open N connections, send one request on each, print \"idle N\" when all are "
+    "answered, and\n"
     "                     keep them until SIGTERM\n"
     "  --help             this text\n";
 
@@ -57,14 +60,27 @@ int parse_count(std::string_view text, const char* name) {
 void parse_address(const std::string& text, sockaddr_in& address) {
   const std::size_t colon = text.rfind(':');
   address.sin_family = AF_INET;
-  if (colon == std::string::npos || inet_pton(AF_INET, text.substr(0, colon).c_str(), &address.sin_addr) != 1) {
+  if (colon == std::string::npos ||
+      inet_pton(AF_INET, text.substr(0, colon).c_str(), &address.sin_addr) != 1) {
     bad_usage("--address: a numeric IPv4 address and a port expected, not '" + text + "'");
   }
   const double port = parse_number(std::string_view(text).substr(colon + 1), "--address", 1, 65535);
   address.sin_port = htons(static_cast<std::uint16_t>(port));
 }
 
-enum flag { address_ = 256, rate_, connections_, duration_, warm_up_, threads_, close_, tls_, full_, idle_, help_ };
+enum flag {
+  address_ = 256,
+  rate_,
+  connections_,
+  duration_,
+  warm_up_,
+  threads_,
+  close_,
+  tls_,
+  full_,
+  idle_,
+  help_
+};
 
 constexpr option flags[] = {{"address", required_argument, nullptr, address_},
                             {"rate", required_argument, nullptr, rate_},
@@ -81,16 +97,36 @@ constexpr option flags[] = {{"address", required_argument, nullptr, address_},
 
 void apply(int found, options& opt) {
   switch (found) {
-    case address_: parse_address(optarg, opt.address); break;
-    case rate_: opt.rate = parse_number(optarg, "--rate", 1, 1e8); break;
-    case connections_: opt.connections = parse_count(optarg, "--connections"); break;
-    case duration_: opt.duration_s = parse_number(optarg, "--duration", 0.1, 86'400); break;
-    case warm_up_: opt.warm_up_s = parse_number(optarg, "--warm-up", 0, 3600); break;
-    case threads_: opt.threads = parse_count(optarg, "--threads"); break;
-    case close_: opt.close = true; break;
-    case tls_: opt.tls = true; break;
-    case full_: opt.resume = false; break;
-    case idle_: opt.idle = parse_count(optarg, "--idle"); break;
+    case address_:
+      parse_address(optarg, opt.address);
+      break;
+    case rate_:
+      opt.rate = parse_number(optarg, "--rate", 1, 1e8);
+      break;
+    case connections_:
+      opt.connections = parse_count(optarg, "--connections");
+      break;
+    case duration_:
+      opt.duration_s = parse_number(optarg, "--duration", 0.1, 86'400);
+      break;
+    case warm_up_:
+      opt.warm_up_s = parse_number(optarg, "--warm-up", 0, 3600);
+      break;
+    case threads_:
+      opt.threads = parse_count(optarg, "--threads");
+      break;
+    case close_:
+      opt.close = true;
+      break;
+    case tls_:
+      opt.tls = true;
+      break;
+    case full_:
+      opt.resume = false;
+      break;
+    case idle_:
+      opt.idle = parse_count(optarg, "--idle");
+      break;
     case help_:
       std::fputs(usage_text, stdout);
       std::exit(0);

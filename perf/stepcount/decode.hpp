@@ -13,7 +13,8 @@ enum class kind : std::uint8_t { plain, atomic, system_call };
 
 struct instruction {
   kind what = kind::plain;
-  // The memory operand: base + index * scale + displacement, registers by their number in the encoding, -1: none.
+  // The memory operand: base + index * scale + displacement, registers by their number in the encoding, -1:
+  // none.
   int base = -1;
   int index = -1;
   int scale = 1;
@@ -24,7 +25,17 @@ struct instruction {
 
 inline bool is_legacy_prefix(std::uint8_t byte) noexcept {
   switch (byte) {
-    case 0xF0: case 0xF2: case 0xF3: case 0x2E: case 0x36: case 0x3E: case 0x26: case 0x64: case 0x65: case 0x66: case 0x67:
+    case 0xF0:
+    case 0xF2:
+    case 0xF3:
+    case 0x2E:
+    case 0x36:
+    case 0x3E:
+    case 0x26:
+    case 0x64:
+    case 0x65:
+    case 0x66:
+    case 0x67:
       return true;
     default:
       return false;
@@ -73,8 +84,8 @@ inline void decode_operand(instruction& out, const std::uint8_t* code, std::size
   if (out.relative) out.displacement += static_cast<std::int64_t>(address + at + immediate);
 }
 
-// An atomic read-modify-write has the prefix LOCK (0xF0) or is XCHG with memory, which locks without it (Intel SDM volume
-// 3, 8.1.2). `code` has at least 16 bytes.
+// An atomic read-modify-write has the prefix LOCK (0xF0) or is XCHG with memory, which locks without it
+// (Intel SDM volume 3, 8.1.2). `code` has at least 16 bytes.
 inline instruction decode(const std::uint8_t* code, std::uint64_t address) noexcept {
   instruction out;
   bool locked = false;
@@ -107,7 +118,8 @@ inline std::uint64_t register_value(const user_regs_struct& r, int number) noexc
 }
 
 inline std::uint64_t operand_address(const instruction& what, const user_regs_struct& registers) noexcept {
-  return register_value(registers, what.base) + register_value(registers, what.index) * static_cast<unsigned>(what.scale) +
+  return register_value(registers, what.base) +
+         register_value(registers, what.index) * static_cast<unsigned>(what.scale) +
          static_cast<std::uint64_t>(what.displacement) + (what.fs ? registers.fs_base : 0);
 }
 

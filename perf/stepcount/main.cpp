@@ -1,8 +1,8 @@
-// stepcount: executes a server's requests instruction by instruction (ptrace(2), PTRACE_SINGLESTEP) and counts what limits
-// scaling to many cores: atomic read-modify-writes, futexes, system calls. x86-64 only.
+// stepcount: executes a server's requests instruction by instruction (ptrace(2), PTRACE_SINGLESTEP) and
+// counts what limits scaling to many cores: atomic read-modify-writes, futexes, system calls. x86-64 only.
 //
-// The requests are its own: one connection at a time, one request after the other, so that nothing is batched and each
-// count is what a request costs at most. Instructions inside the kernel are not seen.
+// The requests are its own: one connection at a time, one request after the other, so that nothing is batched
+// and each count is what a request costs at most. Instructions inside the kernel are not seen.
 
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -89,7 +89,8 @@ class stepper {
     }
   }
 
-  // Counts are added up by the stepping thread and read by the one that sends the requests, when all is at rest.
+  // Counts are added up by the stepping thread and read by the one that sends the requests, when all is at
+  // rest.
   [[nodiscard]] counts now() const {
     return {instructions_.load(), atomics_.load(), system_calls_.load(), futexes_.load()};
   }
@@ -97,7 +98,8 @@ class stepper {
   void start_counting() { counting_ = true; }
   void stop_counting() { counting_ = false; }
 
-  // Changes by atomics, while counting, of lines that more than one thread has changed at any time. After run().
+  // Changes by atomics, while counting, of lines that more than one thread has changed at any time. After
+  // run().
   [[nodiscard]] std::uint64_t shared_changes() const {
     std::uint64_t sum = 0;
     for (const auto& [at, each] : lines_) sum += each.shared ? each.changes : 0;
@@ -145,7 +147,8 @@ class stepper {
     std::array<std::uint8_t, 32> code{};
     const iovec into{code.data(), 16};
     const iovec from{reinterpret_cast<void*>(address), 16};  // NOLINT: an address of the other process
-    process_vm_readv(pid_, &into, 1, &from, 1, 0);  // what cannot be read (the vsyscall page) stays zero: plain
+    process_vm_readv(pid_, &into, 1, &from, 1,
+                     0);  // what cannot be read (the vsyscall page) stays zero: plain
     return code_.emplace(address, stepcount::decode(code.data(), address)).first->second;
   }
 
@@ -166,15 +169,18 @@ struct client {
 
   void open() {
     fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) die("connect");
+    if (fd < 0 || connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+      die("connect");
   }
 
-  // One request and its whole response: until the body is as long as the head says, or to the end of the connection.
+  // One request and its whole response: until the body is as long as the head says, or to the end of the
+  // connection.
   void exchange() {
     if (fd < 0) open();
     const std::string request = std::string("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: ") +
                                 (close_each ? "close" : "keep-alive") + "\r\n\r\n";
-    if (send(fd, request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size())) die("send");
+    if (send(fd, request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size()))
+      die("send");
     std::string data;
     std::array<char, 65536> part;
     std::size_t wanted = std::string::npos;
@@ -217,10 +223,13 @@ int parse(const char* text, const char* name) {
 
 int main(int argc, char** argv) {
   if (argc < 4 || argc > 5 || (argc == 5 && std::string_view(argv[4]) != "close")) {
-    std::fputs("usage: stepcount PID PORT REQUESTS [close]\n"
-               "Prints what a request costs the server of that process at 127.0.0.1:PORT in user space, as JSON. close: a\n"
-               "connection for each request. Needs the right to trace the process (ptrace(2)), which does not survive it.\n",
-               stderr);
+    std::fputs(
+        "usage: stepcount PID PORT REQUESTS [close]\n"
+        "Prints what a request costs the server of that process at 127.0.0.1:PORT in user space, as JSON. "
+        "close: a\n"
+        "connection for each request. Needs the right to trace the process (ptrace(2)), which does not "
+        "survive it.\n",
+        stderr);
     return 2;
   }
   const pid_t pid = parse(argv[1], "PID");
@@ -258,10 +267,11 @@ int main(int argc, char** argv) {
   const auto each = [requests](std::uint64_t last, std::uint64_t first) {
     return static_cast<double>(last - first) / requests;
   };
-  std::printf("{\"requests\": %d, \"instructions\": %.1f, \"atomics\": %.2f, \"shared_atomics\": %.2f, "
-              "\"system_calls\": %.2f, \"futexes\": %.2f}\n",
-              requests, each(after.instructions, before.instructions), each(after.atomics, before.atomics),
-              each(tracer.shared_changes(), 0),
-              each(after.system_calls, before.system_calls), each(after.futexes, before.futexes));
+  std::printf(
+      "{\"requests\": %d, \"instructions\": %.1f, \"atomics\": %.2f, \"shared_atomics\": %.2f, "
+      "\"system_calls\": %.2f, \"futexes\": %.2f}\n",
+      requests, each(after.instructions, before.instructions), each(after.atomics, before.atomics),
+      each(tracer.shared_changes(), 0), each(after.system_calls, before.system_calls),
+      each(after.futexes, before.futexes));
   return 0;  // a thread in the midst of a step does not survive the end of the tracing
 }

@@ -29,7 +29,8 @@ class session {
   // Owns itself from here on.
   void start() {
     if constexpr (with_tls) {
-      stream_.async_handshake(asio::ssl::stream_base::server, [this](error_code error) { error ? end() : read(); });
+      stream_.async_handshake(asio::ssl::stream_base::server,
+                              [this](error_code error) { error ? end() : read(); });
     } else {
       read();
     }
@@ -94,7 +95,10 @@ class session {
 class loop {
  public:
   explicit loop(const peer::loop_setting& setting)
-      : opt_(setting.opt), context_(ASIO_CONCURRENCY_HINT_UNSAFE), acceptor_(context_), responder_(setting.opt) {
+      : opt_(setting.opt),
+        context_(ASIO_CONCURRENCY_HINT_UNSAFE),
+        acceptor_(context_),
+        responder_(setting.opt) {
     acceptor_.assign(tcp::v4(), setting.listener_fd);
     if (setting.tls != nullptr) {
       tls_ = std::make_unique<asio::ssl::context>(

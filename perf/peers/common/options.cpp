@@ -19,7 +19,8 @@ namespace {
 constexpr const char* usage_text =
     "usage: %s --listen ADDR:PORT [options]\n"
     "\n"
-    "A benchmark server of another library, with the responses of percore-http. Prints \"listening on ADDR:PORT\"\n"
+    "A benchmark server of another library, with the responses of percore-http. Prints \"listening on "
+    "ADDR:PORT\"\n"
     "when it serves; ends on SIGINT and SIGTERM with status 0.\n"
     "\n"
     "  --listen ADDR:PORT       numeric IPv4 address; port 0 lets the kernel choose\n"
@@ -29,7 +30,8 @@ constexpr const char* usage_text =
     "  --sleep-ms N             wait before the response\n"
     "  --cpus LIST              one pinned loop per CPU, as in 0-3,8 (default: the CPUs it may run on)\n"
     "  --defer-accept SECONDS   TCP_DEFER_ACCEPT (default 0: off)\n"
-    "  --fin-with-data on|off   MSG_MORE on the last send, where the library lets the program choose (default off)\n"
+    "  --fin-with-data on|off   MSG_MORE on the last send, where the library lets the program choose "
+    "(default off)\n"
     "  --tls --cert FILE --key FILE  serve TLS with this PEM pair, if the library brings TLS\n"
     "  --tickets on|off         off: every handshake is full (default on)\n"
     "  --help                   this text\n";
@@ -43,14 +45,15 @@ int parse_number(std::string_view text, const std::string& name, int low, int hi
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc{} || end != text.data() + text.size() || value < low || value > high) {
-    bad_usage(name + ": a number from " + std::to_string(low) + " to " + std::to_string(high) + " expected, not '" +
-              std::string(text) + "'");
+    bad_usage(name + ": a number from " + std::to_string(low) + " to " + std::to_string(high) +
+              " expected, not '" + std::string(text) + "'");
   }
   return value;
 }
 
 bool parse_switch(std::string_view text, const std::string& name) {
-  if (text != "on" && text != "off") bad_usage(name + ": on or off expected, not '" + std::string(text) + "'");
+  if (text != "on" && text != "off")
+    bad_usage(name + ": on or off expected, not '" + std::string(text) + "'");
   return text == "on";
 }
 
@@ -85,11 +88,26 @@ void parse_listen(std::string_view text, options& opt) {
   if (colon == std::string_view::npos) bad_usage("--listen: ADDR:PORT expected");
   opt.host = text.substr(0, colon);
   in_addr address{};
-  if (inet_pton(AF_INET, opt.host.c_str(), &address) != 1) bad_usage("--listen: a numeric IPv4 address expected");
+  if (inet_pton(AF_INET, opt.host.c_str(), &address) != 1)
+    bad_usage("--listen: a numeric IPv4 address expected");
   opt.port = parse_number(text.substr(colon + 1), "--listen", 0, 65535);
 }
 
-enum flag { listen_ = 256, body_, keep_alive_, aes_, sleep_, cpus_, defer_, fin_, tls_, cert_, key_, tickets_, help_ };
+enum flag {
+  listen_ = 256,
+  body_,
+  keep_alive_,
+  aes_,
+  sleep_,
+  cpus_,
+  defer_,
+  fin_,
+  tls_,
+  cert_,
+  key_,
+  tickets_,
+  help_
+};
 
 constexpr option flags[] = {{"listen", required_argument, nullptr, listen_},
                             {"body", required_argument, nullptr, body_},
@@ -108,17 +126,39 @@ constexpr option flags[] = {{"listen", required_argument, nullptr, listen_},
 
 void apply(int found, options& opt, floor_server::tls_options& tls) {
   switch (found) {
-    case listen_: parse_listen(optarg, opt); break;
-    case body_: opt.body_bytes = static_cast<std::size_t>(parse_number(optarg, "--body", 0, 1 << 30)); break;
-    case keep_alive_: opt.keep_alive = parse_switch(optarg, "--keep-alive"); break;
-    case aes_: opt.aes = true; break;
-    case sleep_: opt.sleep_ms = parse_number(optarg, "--sleep-ms", 0, 3'600'000); break;
-    case cpus_: opt.cpus = parse_cpus(optarg); break;
-    case defer_: opt.defer_accept_s = parse_number(optarg, "--defer-accept", 0, 3600); break;
-    case fin_: opt.fin_with_data = parse_switch(optarg, "--fin-with-data"); break;
-    case cert_: tls.certificate_file = optarg; break;
-    case key_: tls.key_file = optarg; break;
-    case tickets_: tls.tickets = parse_switch(optarg, "--tickets"); break;
+    case listen_:
+      parse_listen(optarg, opt);
+      break;
+    case body_:
+      opt.body_bytes = static_cast<std::size_t>(parse_number(optarg, "--body", 0, 1 << 30));
+      break;
+    case keep_alive_:
+      opt.keep_alive = parse_switch(optarg, "--keep-alive");
+      break;
+    case aes_:
+      opt.aes = true;
+      break;
+    case sleep_:
+      opt.sleep_ms = parse_number(optarg, "--sleep-ms", 0, 3'600'000);
+      break;
+    case cpus_:
+      opt.cpus = parse_cpus(optarg);
+      break;
+    case defer_:
+      opt.defer_accept_s = parse_number(optarg, "--defer-accept", 0, 3600);
+      break;
+    case fin_:
+      opt.fin_with_data = parse_switch(optarg, "--fin-with-data");
+      break;
+    case cert_:
+      tls.certificate_file = optarg;
+      break;
+    case key_:
+      tls.key_file = optarg;
+      break;
+    case tickets_:
+      tls.tickets = parse_switch(optarg, "--tickets");
+      break;
     case help_:
       std::printf(usage_text, program_invocation_short_name);
       std::exit(0);
@@ -143,7 +183,8 @@ options parse_options(int argc, char** argv, bool can_tls) {
   if (optind < argc) bad_usage(std::string("unexpected argument '") + argv[optind] + "'");
   if (opt.host.empty()) bad_usage("--listen is required");
   if (with_tls && !can_tls) bad_usage("--tls: this library brings none");
-  if (with_tls && (tls.certificate_file.empty() || tls.key_file.empty())) bad_usage("--tls needs --cert and --key");
+  if (with_tls && (tls.certificate_file.empty() || tls.key_file.empty()))
+    bad_usage("--tls needs --cert and --key");
   if (with_tls) opt.tls = tls;
   if (opt.cpus.empty()) opt.cpus = allowed_cpus();
   return opt;

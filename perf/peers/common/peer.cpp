@@ -27,7 +27,8 @@ int open_listener(const options& opt, sockaddr_in& where) {
   if (fd < 0) die("socket");
   set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
   set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT");
-  if (opt.defer_accept_s > 0) set_option(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, opt.defer_accept_s, "TCP_DEFER_ACCEPT");
+  if (opt.defer_accept_s > 0)
+    set_option(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, opt.defer_accept_s, "TCP_DEFER_ACCEPT");
   auto* address = reinterpret_cast<sockaddr*>(&where);
   socklen_t length = sizeof where;
   if (bind(fd, address, length) != 0) die("--listen: bind");
@@ -94,7 +95,8 @@ responder::responder(const options& opt) : plain_body_(opt.body_bytes, 'x') {
   date_offset_ = response_.size();
   response_.append(percore_http::date_bytes, '?');
   response_ += std::string("\r\nConnection: ") + (opt.keep_alive ? "keep-alive" : "close") +
-               "\r\nContent-Type: text/plain\r\nContent-Length: " + std::to_string(content_bytes) + "\r\n\r\n";
+               "\r\nContent-Type: text/plain\r\nContent-Length: " + std::to_string(content_bytes) +
+               "\r\n\r\n";
   head_bytes_ = response_.size();
   response_ += plain_body_;
   response_.resize(head_bytes_ + content_bytes);
@@ -116,7 +118,8 @@ std::string_view responder::next(std::string& own) {
 int responder::count_requests(std::string_view data, std::size_t& used) noexcept {
   int found = 0;
   used = 0;
-  for (std::size_t end; (end = data.find("\r\n\r\n", used)) != std::string_view::npos; ++found) used = end + 4;
+  for (std::size_t end; (end = data.find("\r\n\r\n", used)) != std::string_view::npos; ++found)
+    used = end + 4;
   return found;
 }
 

@@ -1,5 +1,5 @@
-// What the servers of other libraries have in common: the command line, the listening sockets, the pinned threads, and
-// the responses, which are those of percore-http but for Date and Server.
+// What the servers of other libraries have in common: the command line, the listening sockets, the pinned
+// threads, and the responses, which are those of percore-http but for Date and Server.
 #pragma once
 
 #include <chrono>
@@ -29,8 +29,8 @@ struct options {
   std::optional<floor_server::tls_options> tls;
 };
 
-// Reads the command line; ends the process with status 2 and one line on standard error on bad usage, with status 0
-// after --help. `can_tls`: the library brings TLS.
+// Reads the command line; ends the process with status 2 and one line on standard error on bad usage, with
+// status 0 after --help. `can_tls`: the library brings TLS.
 options parse_options(int argc, char** argv, bool can_tls);
 
 // One loop's listening socket, non-blocking. Ends the process with status 1 when it cannot be had.
@@ -40,8 +40,9 @@ struct loop_setting {
   const floor_server::tls_material* tls;  // null without TLS
 };
 
-// Opens a SO_REUSEPORT listener for each CPU, in their order; calls `serve`, which does not return, on a thread pinned
-// to each; prints "listening on ADDR:PORT"; returns after SIGINT or SIGTERM: the caller ends the process at once.
+// Opens a SO_REUSEPORT listener for each CPU, in their order; calls `serve`, which does not return, on a
+// thread pinned to each; prints "listening on ADDR:PORT"; returns after SIGINT or SIGTERM: the caller ends
+// the process at once.
 void run(const options& opt, const std::function<void(const loop_setting&)>& serve);
 
 [[noreturn]] void die(const std::string& what);  // with errno's text, status 1
@@ -51,11 +52,12 @@ class responder {
  public:
   explicit responder(const options& opt);
 
-  // The next response. It lies in `own` if its body is made for this request, else in the responder, where only its
-  // date may change meanwhile.
+  // The next response. It lies in `own` if its body is made for this request, else in the responder, where
+  // only its date may change meanwhile.
   std::string_view next(std::string& own);
 
-  // The number of whole request heads (GET: no bodies) at the start of `data`, whose bytes are counted in `used`.
+  // The number of whole request heads (GET: no bodies) at the start of `data`, whose bytes are counted in
+  // `used`.
   static int count_requests(std::string_view data, std::size_t& used) noexcept;
 
  private:

@@ -1,14 +1,14 @@
-// libevent as memcached uses it: a base per thread, persistent read events, and the program's own recv and send. With
-// TLS it is bufferevent_openssl, which is what libevent has for that.
+// libevent as memcached uses it: a base per thread, persistent read events, and the program's own recv and
+// send. With TLS it is bufferevent_openssl, which is what libevent has for that.
 
+#include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <event2/bufferevent_ssl.h>
-#include <event2/buffer.h>
 #include <event2/event.h>
 #include <event2/event_struct.h>
-#include <openssl/ssl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -36,7 +36,8 @@ struct loop {
   std::array<char, 16384> in;
 };
 
-// ---- plain ------------------------------------------------------------------------------------------------------
+// ---- plain
+// ------------------------------------------------------------------------------------------------------
 
 struct connection {
   event readable;
@@ -85,7 +86,9 @@ void answer(connection* conn) {
   }
 }
 
-void on_writable(evutil_socket_t, short, void* argument) { answer(static_cast<connection*>(argument)); }
+void on_writable(evutil_socket_t, short, void* argument) {
+  answer(static_cast<connection*>(argument));
+}
 
 void on_readable(evutil_socket_t fd, short, void* argument) {
   auto* conn = static_cast<connection*>(argument);
@@ -119,7 +122,8 @@ void serve_plain(loop& home, int fd) {
   event_add(&conn->readable, nullptr);
 }
 
-// ---- TLS --------------------------------------------------------------------------------------------------------
+// ---- TLS
+// --------------------------------------------------------------------------------------------------------
 
 void end_tls(bufferevent* stream) {
   SSL_shutdown(bufferevent_openssl_get_ssl(stream));  // sends close_notify
@@ -130,7 +134,9 @@ void on_tls_event(bufferevent* stream, short what, void*) {
   if ((what & (BEV_EVENT_EOF | BEV_EVENT_ERROR)) != 0) bufferevent_free(stream);
 }
 
-void on_tls_written(bufferevent* stream, void*) { end_tls(stream); }
+void on_tls_written(bufferevent* stream, void*) {
+  end_tls(stream);
+}
 
 void on_tls_data(bufferevent* stream, void* argument) {
   auto& home = *static_cast<loop*>(argument);
@@ -162,7 +168,8 @@ void serve_tls(loop& home, int fd) {
   bufferevent_enable(stream, EV_READ | EV_WRITE);
 }
 
-// ---- both -------------------------------------------------------------------------------------------------------
+// ---- both
+// -------------------------------------------------------------------------------------------------------
 
 void on_listener(evutil_socket_t listener_fd, short, void* argument) {
   auto& home = *static_cast<loop*>(argument);
@@ -181,7 +188,8 @@ void on_listener(evutil_socket_t listener_fd, short, void* argument) {
 
 void serve(const peer::loop_setting& setting) {
   event_config* config = event_config_new();
-  // No locks, and no epoll_ctl more than needed (event2/event.h says when the change list is safe: no dup'ed sockets).
+  // No locks, and no epoll_ctl more than needed (event2/event.h says when the change list is safe: no dup'ed
+  // sockets).
   event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK);
   event_config_set_flag(config, EVENT_BASE_FLAG_EPOLL_USE_CHANGELIST);
   event_config_set_flag(config, EVENT_BASE_FLAG_PRECISE_TIMER);

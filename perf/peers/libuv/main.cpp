@@ -1,5 +1,6 @@
 // libuv's best form: one loop per thread with its own SO_REUSEPORT listener, one receive buffer per loop, and
-// uv_try_write, which sends at once and queues nothing (libuv documentation, uv_stream_t). No TLS: libuv has none.
+// uv_try_write, which sends at once and queues nothing (libuv documentation, uv_stream_t). No TLS: libuv has
+// none.
 
 #include <uv.h>
 
@@ -31,8 +32,12 @@ struct connection {
   std::string own;
 };
 
-connection* of(uv_handle_t* handle) { return static_cast<connection*>(handle->data); }
-uv_stream_t* stream_of(connection* conn) { return reinterpret_cast<uv_stream_t*>(&conn->tcp); }
+connection* of(uv_handle_t* handle) {
+  return static_cast<connection*>(handle->data);
+}
+uv_stream_t* stream_of(connection* conn) {
+  return reinterpret_cast<uv_stream_t*>(&conn->tcp);
+}
 
 void on_closed(uv_handle_t* handle) {
   connection* conn = of(handle);
@@ -72,7 +77,9 @@ void answer(connection* conn) {
   }
 }
 
-void on_timer(uv_timer_t* timer) { answer(static_cast<connection*>(timer->data)); }
+void on_timer(uv_timer_t* timer) {
+  answer(static_cast<connection*>(timer->data));
+}
 
 void on_read(uv_stream_t* stream, ssize_t bytes, const uv_buf_t* buffer) {
   auto* conn = static_cast<connection*>(stream->data);
