@@ -97,6 +97,8 @@ class Charts:
     def per_test(self, test):
         groups = sorted(self.groups_of(test), key=lambda g: g["cores"])
         names, title = names_of(groups), f"Test {test}: {groups[0]['title']}"
+        if any(group["partial"] for group in groups):
+            title += " (not finished)"
         reference = GNUPLOT / "reference/c5.metal" / (workloads.ALL[test].reference or "none")
         cores = lambda group: str(group["cores"])
         self.clusters(f"test-{test}", title, names, rows(groups, names, cores, lambda e: triple(e["requests_per_s"])),

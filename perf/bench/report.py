@@ -22,7 +22,8 @@ def group_lines(group):
             f"  {name:{width}}  {rate['median']:10.0f}  ({rate['min']:8.0f} to {rate['max']:8.0f})  {cpu['median']:9.2f} "
             f"{cpu['user']:10.2f} {cpu['system']:6.2f}   {text:23}  {used['server_share']:6.0%} {used['load_share']:6.0%} "
             f"{entry['peak_rss_bytes'] / 1e6:8.1f} {switches['voluntary'] + switches['involuntary']:8.3f}  "
-            + "".join(MARKS[mark] for mark in entry["marks"]))
+            + "".join(MARKS[mark] for mark in entry["marks"])
+            + (f"  busiest CPU / mean {entry['balance']:.2f}" if group["cores"] > 1 else ""))
     return lines
 
 

@@ -88,7 +88,7 @@ class Runner:
             entry |= results.summarise(entry["samples"], group.cores, len(group.instances), entry.pop("errors_found"),
                                        entry.pop("peak"), sum(connections for _, connections in group.instances))
         for entry in measured.values():
-            if len(entry["samples"]) < self.settings.rounds:
+            if not partial and len(entry["samples"]) < self.settings.rounds:
                 entry["marks"].append("ended-early")
         results.add_ratios(measured, group.kinds[0].name)
         self.result["groups"][group.key] = {

@@ -1,8 +1,11 @@
 """What the load generators print, and the arithmetic on it."""
 
+import os
 import pathlib
 import sys
+import tempfile
 import unittest
+import unittest.mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
@@ -84,6 +87,26 @@ def sample(round_, requests=1000, cpu_ns=10_000_000, load_cpu_ns=500_000_000, ot
     return {"round": round_, "seconds": 1.0, "requests": requests, "cpu_ns": cpu_ns, "user_ticks": 1, "system_ticks": 3,
             "load_cpu_ns": load_cpu_ns, "others_cpu_ns": others, "switches": [10, 5],
             "cpu_lines": {cpu: [b, 0, 0, 100 - b - steal, 0, 0, 0, steal, 0, 0] for cpu, b in enumerate(busy)}}
+
+
+class Installed(unittest.TestCase):
+    def test_a_bombardier_that_is_a_game_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            program = pathlib.Path(folder, "bombardier")
+            for text, good in (("Drop the bombs with the space bar", False), ("  --fasthttp  Use fasthttp client", True)):
+                program.write_text(f"#!/bin/sh\necho '{text}'\n")
+                program.chmod(0o755)
+                with unittest.mock.patch.dict(os.environ, PATH=folder + ":" + os.environ["PATH"]):
+                    if good:
+                        generators.check("bombardier")
+                    else:
+                        with self.assertRaises(generators.GeneratorError):
+                            generators.check("bombardier")
+
+    def test_what_is_missing_is_named(self):
+        with unittest.mock.patch.dict(os.environ, PATH="/nonexistent"):
+            with self.assertRaisesRegex(generators.GeneratorError, "h2load is not installed .*nghttp2-client"):
+                generators.check("h2load")
 
 
 class Figures(unittest.TestCase):

@@ -3,9 +3,9 @@
 // One epoll loop per pinned thread, each with its own SO_REUSEPORT listener. One recv, one send of a prepared
 // HTTP/1.1 response, nothing else: no parsing (whatever one recv returns is one request), no time limits, no
 // counters, no state per connection (the epoll data is the descriptor). It is no usable server: a request
-// that arrives in two segments gets two responses. It shares no code with the engine on purpose. --aes128 and --sleep-ms
-// add the least that those tests need: an encryption into the response, a queue of those that wait. With --tls the loops
-// of tls_loop.cpp take the place of this file's.
+// that arrives in two segments gets two responses. It shares no code with the engine on purpose. --aes128 and
+// --sleep-ms add the least that those tests need: an encryption into the response, a queue of those that
+// wait. With --tls the loops of tls_loop.cpp take the place of this file's.
 
 #include <netdb.h>
 #include <netinet/in.h>
@@ -140,7 +140,8 @@ std::int64_t now_ns() {
   return time.tv_sec * second_ns + time.tv_nsec;
 }
 
-// A connection whose response waits; every wait is equally long, so they end in the order in which they begin.
+// A connection whose response waits; every wait is equally long, so they end in the order in which they
+// begin.
 struct sleeper {
   std::int64_t until_ns;
   int fd;
@@ -202,7 +203,8 @@ struct loop {
     if (n > 0 && sleep_ns != 0 && (events & EPOLLRDHUP) == 0) return put_to_sleep(fd);
     if (n > 0 && send_response(fd) && keep_alive && (events & EPOLLRDHUP) == 0) return;
     if (n < 0 && errno == EAGAIN) return;
-    if (sleep_ns != 0 && static_cast<std::size_t>(fd) < asleep.size()) asleep[static_cast<std::size_t>(fd)] = false;
+    if (sleep_ns != 0 && static_cast<std::size_t>(fd) < asleep.size())
+      asleep[static_cast<std::size_t>(fd)] = false;
     close(fd);
   }
 
