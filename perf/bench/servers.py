@@ -52,7 +52,7 @@ def built_in(bin_dir, source_dir):
         ours("libuv", "libuv", "peer-libuv", can=("aes", "sleep"), package="libuv1-dev"),
         Kind("nginx", "nginx", f"{nginx} --dir {{dir}} {SAME_OPTIONS}", frozenset(("tls",)), (), "/usr/sbin/nginx", "",
              "nginx-light"),
-        ours("fasthttp", "Go fasthttp", "peer-fasthttp", package="golang-github-valyala-fasthttp-dev"),
+        ours("fasthttp", "Go fasthttp", "peer-fasthttp", SAME_OPTIONS + " {if_tuned:--instance-per-cpu}", package="golang-github-valyala-fasthttp-dev"),
         ours("net-http", "Go net/http", "peer-net-http", package="golang-go"),
     ]
 
@@ -98,7 +98,7 @@ def command(kind, test, cpus, profile, certificate):
     tuned = profile == "tuned"
     conditions = {"aes": test.aes, "tls": test.tls, "sleep": test.sleep_ms > 0, "full": not test.tickets,
                   "defer": tuned and not test.keep_alive, "fin": tuned and not test.keep_alive,
-                  "close": not test.keep_alive}
+                  "close": not test.keep_alive, "tuned": tuned}
     values = {"cpus": topology.cpu_list(cpus), "cores": len(cpus), "body": test.body, "sleep_ms": test.sleep_ms,
               "keep_alive": "on" if test.keep_alive else "off", "keep_alive_01": int(test.keep_alive),
               "fin": "on" if conditions["fin"] else "off", "defer_accept": DEFER_ACCEPT_S if conditions["defer"] else 0,

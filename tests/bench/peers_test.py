@@ -145,6 +145,24 @@ class Answers(unittest.TestCase):
                     self.assertEqual("Reused, TLS" in text, resumes)
                     pathlib.Path(self.folder.name, "s").unlink(missing_ok=True)
 
+    def test_fasthttp_has_an_instance_per_cpu(self):
+        kind = next(k for k in KINDS if k.name == "fasthttp")
+        cpus = sorted(os.sched_getaffinity(0))[:2]
+        if len(cpus) < 2 or not present(kind):
+            self.skipTest("needs two CPUs and fasthttp")
+        test = workloads.ALL["2-tls"]
+        type(self).count += 1
+        server = slices.Server("fasthttp", servers.command(kind, test, cpus, "tuned", self.certificate), set(cpus),
+                               self.folder.name, self.count, servers.environment(cpus))
+        self.addCleanup(server.end)
+        server.wait_ready()
+        instances = [pid for pid in server.pids() if pid != server.child.pid]
+        self.assertEqual(sorted(os.sched_getaffinity(pid) for pid in instances), [{cpu} for cpu in cpus])
+        for _ in range(8):
+            self.assertEqual(self.exchange(self.connect(server, test), test)[1], b"x" * 1024)
+        server.child.process.terminate()
+        self.assertEqual(server.child.process.wait(PATIENCE_S), 0)
+
     def test_bad_usage_is_status_2(self):
         for kind in KINDS:
             if not present(kind):

@@ -10,6 +10,11 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+// Clients that go are no news.
+type silent struct{}
+
+func (silent) Printf(string, ...interface{}) {}
+
 func main() {
 	opt := gopeer.Parse()
 	handler := func(ctx *fasthttp.RequestCtx) {
@@ -29,6 +34,6 @@ func main() {
 		listener = tls.NewListener(listener, opt.TLS)
 	}
 	s := &fasthttp.Server{Handler: handler, Name: "peer-fasthttp", DisableKeepalive: !opt.KeepAlive,
-		Concurrency: 1 << 20}
+		Concurrency: 1 << 20, Logger: silent{}}
 	gopeer.Die(s.Serve(listener))
 }

@@ -6,9 +6,11 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -49,8 +51,8 @@ func onOff(name, value string) bool {
 	return value == "on"
 }
 
-func countCpus(list string) int {
-	count := 0
+func parseCpus(list string) []int {
+	cpus := []int{}
 	for _, item := range strings.Split(list, ",") {
 		ends := strings.SplitN(item, "-", 2)
 		first, err := strconv.Atoi(ends[0])
@@ -61,9 +63,11 @@ func countCpus(list string) int {
 		if err != nil || first < 0 || last < first {
 			badUsage("--cpus: a list such as 0-3,8 expected, not '%s'", list)
 		}
-		count += last - first + 1
+		for cpu := first; cpu <= last; cpu++ {
+			cpus = append(cpus, cpu)
+		}
 	}
-	return count
+	return cpus
 }
 
 // Parse reads the command line and sets GOMAXPROCS to the number of CPUs. Go moves its threads as it likes: whoever
@@ -82,6 +86,7 @@ func Parse() *Options {
 	cert := flag.String("cert", "", "PEM `file`")
 	key := flag.String("key", "", "PEM `file`")
 	tickets := flag.String("tickets", "on", "`on|off`: off makes every handshake full")
+	each := flag.Bool("instance-per-cpu", false, "a process for each CPU of --cpus, pinned, with SO_REUSEPORT")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		badUsage("unexpected argument '%s'", flag.Arg(0))
@@ -93,7 +98,14 @@ func Parse() *Options {
 	opt.Sleep = time.Duration(*sleep) * time.Millisecond
 	opt.body = []byte(strings.Repeat("x", *body))
 	if *cpus != "" {
-		runtime.GOMAXPROCS(countCpus(*cpus))
+		list := parseCpus(*cpus)
+		if *each && len(list) > 1 && os.Getenv(instanceVariable) == "" {
+			if strings.HasSuffix(opt.Listen, ":0") {
+				badUsage("--instance-per-cpu needs a port other than 0")
+			}
+			runInstances(list)
+		}
+		runtime.GOMAXPROCS(len(list))
 	}
 	if *useTLS {
 		pair, err := tls.LoadX509KeyPair(*cert, *key)
@@ -101,6 +113,13 @@ func Parse() *Options {
 			Die(err)
 		}
 		opt.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, SessionTicketsDisabled: !onOff("tickets", *tickets)}
+		if key := os.Getenv(instanceVariable); key != "" {
+			opt.TLS.SetSessionTicketKeys([][32]byte{sha256.Sum256([]byte(key))})
+		}
+	}
+	if os.Getenv(instanceVariable) != "" {
+		runtime.GOMAXPROCS(1)
+		io.ReadAll(os.Stdin) // until all instances are there, so that all begin to listen at the same time
 	}
 	return opt
 }
@@ -110,7 +129,10 @@ func (opt *Options) Open() net.Listener {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var failed error
 		err := raw.Control(func(fd uintptr) {
-			if opt.DeferAccept > 0 {
+			if os.Getenv(instanceVariable) != "" {
+				failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, soReusePort, 1)
+			}
+			if failed == nil && opt.DeferAccept > 0 {
 				failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_DEFER_ACCEPT, opt.DeferAccept)
 			}
 		})

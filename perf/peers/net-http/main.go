@@ -2,6 +2,8 @@
 package main
 
 import (
+	"io"
+	"log"
 	"net/http"
 	"strconv"
 	"time"
@@ -28,7 +30,8 @@ func main() {
 		w.Write(opt.Body())
 	}
 	listener := opt.Open()
-	s := &http.Server{Handler: http.HandlerFunc(handler), TLSConfig: opt.TLS}
+	s := &http.Server{Handler: http.HandlerFunc(handler), TLSConfig: opt.TLS,
+		ErrorLog: log.New(io.Discard, "", 0)} // clients that go are no news
 	s.SetKeepAlivesEnabled(opt.KeepAlive)
 	if opt.TLS != nil {
 		s.TLSConfig.NextProtos = []string{"http/1.1"}
