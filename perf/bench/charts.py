@@ -64,7 +64,7 @@ class Charts:
 
     def draw(self, template, name, title, variables):
         """Both formats. The variables are handed to gnuplot, which takes strings in double quotes."""
-        settings = {"folder": str(GNUPLOT), "title": title, "sub": f"{self.machine}; {self.how}" + self.legend} | variables
+        settings = {"folder": str(GNUPLOT), "title": title, "sub": f"{self.machine}; {self.how}"} | variables
         for term in FORMATS:
             output = self.folder / f"{name}.{term}"
             text = "; ".join(f"{key} = " + (f'"{escape(value)}"' if isinstance(value, str) else str(value))
@@ -92,7 +92,8 @@ class Charts:
                      "reference_title": "Published by the Go library tcpserver on an EC2 c5.metal (2 x Xeon Platinum 8275CL):\n"
                                         "another machine and another generator, not measured here"}
         self.draw("clusters.gp", name, title, {"data": str(data), "names": " ".join(names), "count": len(names),
-                                               "rows": len(lines), "ylabel": ylabel, "xlabel": xlabel} | extra)
+                                               "rows": len(lines), "ylabel": ylabel, "xlabel": xlabel,
+                                               "sub": f"{self.machine}; {self.how}{self.legend}"} | extra)
 
     def per_test(self, test):
         groups = sorted(self.groups_of(test), key=lambda g: g["cores"])

@@ -30,6 +30,14 @@ def save(result, path):
     os.replace(temporary, path)
 
 
+def without_samples(result):
+    """A copy that is small: the summaries of all, the slices and rounds of none. Charts need no more."""
+    groups = {key: group | {"servers": {name: {k: v for k, v in entry.items() if k != "samples"}
+                                        for name, entry in group["servers"].items()}}
+              for key, group in result["groups"].items()}
+    return result | {"groups": groups}
+
+
 def load(path):
     try:
         with open(path, encoding="utf-8") as file:

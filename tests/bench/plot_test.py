@@ -92,6 +92,17 @@ class Plot(unittest.TestCase):
         self.assertIn("bytes per idle connection", (self.path / "memory.svg").read_text())
         self.assertIn("99.9%", (self.path / "latency-1-4-80.svg").read_text())
 
+    @unittest.skipUnless(shutil.which("gnuplot"), "gnuplot is not installed")
+    def test_a_small_copy(self):
+        result = made_up()
+        result["groups"]["5/1"]["servers"]["percore"]["samples"] = [{"round": 0}] * 1000
+        (self.path / "result.json").write_text(json.dumps(result))
+        done = subprocess.run([PLOT, self.path, "--into", self.path / "small"], capture_output=True, text=True, timeout=100)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        small = json.loads((self.path / "small/result.json").read_text())
+        self.assertNotIn("samples", small["groups"]["5/1"]["servers"]["percore"])
+        self.assertEqual(plot(self.path / "small").returncode, 0)  # enough to draw from
+
     def test_without_a_result(self):
         done = plot(self.path)
         self.assertEqual(done.returncode, 1)
