@@ -14,6 +14,7 @@ TESTS = ("2", "1")
 REQUESTS = 16
 THREADS_COUNTED = 2
 TIMEOUT_S = 150
+OF_PROCESSES = ("nginx",)  # one worker is started, so that it gets all requests
 PER_REQUEST = 0.5  # less than that is done once a second, not once a request
 # What it costs at least when a cache line goes from one core of a big server to another: 50 to 100 ns within a package, more
 # between packages. A figure to reckon with, not measured here.
@@ -28,8 +29,8 @@ Shared: those on cache lines that more than one thread changed in this way; thes
 change per request on one line, {THREADS} threads could not do more than {1e9 / TRANSFER_NS:,.0f} requests/s ({TRANSFER_NS} ns for each transfer of the
 line, an assumption); with k of them on one line a k-th of that, which is the column "at most/s". A server without any has no
 such limit (less than {PER_REQUEST} is what happens once a second, such as a new date): user space then scales with the cores, and what limits is the kernel, the memory and the load.
-What this does not show: plain stores to shared lines; the kernel's own sharing; processes (nginx: one worker is counted; its
-workers share nothing but what they map); and a runtime that works by the clock (Go: a request takes some 100 ms here, so its
+What this does not show: plain stores to shared lines; the kernel's own sharing; processes (nginx has one worker here; what workers
+share is what they map together); and a runtime that works by the clock (Go: a request takes some 100 ms here, so its
 scheduler, timers and preemption signals come too often) is counted too high.
 The kernel's limit, by published figures: on c5.metal none of the published servers got beyond 232,000 short connections/s or
 1,120,000 keep-alive requests/s with up to 48 threads of a node (gnuplot/reference/c5.metal)."""
@@ -38,7 +39,8 @@ The kernel's limit, by published figures: on c5.metal none of the published serv
 def count(kind, test, placement, bin_dir, root, index):
     """{instructions, atomics, system_calls, futexes} per request. Raises Failure."""
     # Not a measurement of time, so that two threads may sit on CPUs that the load would have, where there are only two.
-    cpus = (placement.server + placement.load)[:THREADS_COUNTED]
+    threads = 1 if kind.name in OF_PROCESSES else THREADS_COUNTED
+    cpus = (placement.server + placement.load)[:threads]
     server = slices.Server(kind.name, servers.command(kind, test, cpus, "as-published", ("", "")), set(cpus), root, index,
                            servers.environment(cpus))
     try:
