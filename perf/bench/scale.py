@@ -15,7 +15,7 @@ REQUESTS = 16
 THREADS_COUNTED = 2
 TIMEOUT_S = 150
 OF_PROCESSES = ("nginx",)  # one worker is started, so that it gets all requests
-PER_REQUEST = 0.5  # less than that is done once a second, not once a request
+PER_REQUEST = 1  # less than that is done once a second, not once a request
 # What it costs at least when a cache line goes from one core of a big server to another: 50 to 100 ns within a package, more
 # between packages. A figure to reckon with, not measured here.
 TRANSFER_NS = 100
@@ -28,7 +28,7 @@ for each system call that is a cancellation point, on a line of the thread's own
 Shared: those on cache lines that more than one thread changed in this way; these are what cores queue for. With one such
 change per request on one line, {THREADS} threads could not do more than {1e9 / TRANSFER_NS:,.0f} requests/s ({TRANSFER_NS} ns for each transfer of the
 line, an assumption); with k of them on one line a k-th of that, which is the column "at most/s". A server without any has no
-such limit (less than {PER_REQUEST} is what happens once a second, such as a new date): user space then scales with the cores, and what limits is the kernel, the memory and the load.
+such limit (less than {PER_REQUEST} in a request is what happens once a second, such as a new date): user space then scales with the cores, and what limits is the kernel, the memory and the load.
 What this does not show: plain stores to shared lines; the kernel's own sharing; processes (nginx has one worker here; what workers
 share is what they map together); and a runtime that works by the clock (Go: a request takes some 100 ms here, so its
 scheduler, timers and preemption signals come too often) is counted too high.
