@@ -284,7 +284,12 @@ int main(int argc, char** argv) {
   setrlimit(RLIMIT_NOFILE, &limit);
   SSL_CTX* tls = opt.tls ? pace::make_client_context(opt.resume) : nullptr;
   const std::string request = make_request(opt);
-  if (opt.idle > 0) return hold_idle(opt, tls, request);
-  run_at_rate(opt, tls, request);
-  return 0;
+  int status = 0;
+  if (opt.idle > 0) {
+    status = hold_idle(opt, tls, request);
+  } else {
+    run_at_rate(opt, tls, request);
+  }
+  if (tls != nullptr) SSL_CTX_free(tls);
+  return status;
 }
