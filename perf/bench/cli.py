@@ -218,6 +218,15 @@ def output_folder(arguments):
     return base / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
+def check_output(arguments, folder):
+    """Before the long set-up."""
+    path = folder / RESULT
+    if arguments.resume and not path.exists():
+        raise Usage(f"--resume: there is no {path}")
+    if path.exists() and not arguments.resume:
+        raise Usage(f"{path} is there already: give another --out, or --resume to go on with it")
+
+
 def open_result(arguments, settings, folder):
     path = folder / RESULT
     parameters = parameters_of(arguments, settings)
@@ -226,8 +235,6 @@ def open_result(arguments, settings, folder):
         results.check_resumable(result, parameters)
         result["failures"] = []
         return result, path
-    if path.exists():
-        raise Usage(f"{path} is there already: give another --out, or --resume to go on with it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -243,8 +250,7 @@ def raise_file_limit():
     return hard
 
 
-def measure(arguments, settings, scratch):
-    folder = output_folder(arguments)
+def measure(arguments, settings, scratch, folder):
     generators.check(settings.load)
     result, path = open_result(arguments, settings, folder)
     limit = raise_file_limit()
@@ -294,11 +300,13 @@ def run(words):
                 raise results.ResultError(f"{needed} is not installed (scripts/setup --bench)")
         choose_tests(arguments.tests)          # usage errors come before the long set-up
         choose_servers(arguments, bin_dir)
+        folder = output_folder(arguments)
+        check_output(arguments, folder)
         if not arguments.bin_dir:
             set_up()
         settings = make_settings(arguments, bin_dir, scratch)
         settings.kinds = drop_missing(settings.kinds, bool(arguments.servers))
-        return measure(arguments, settings, scratch)
+        return measure(arguments, settings, scratch, folder)
 
 
 def main():

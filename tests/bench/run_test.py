@@ -158,6 +158,11 @@ class Runs(unittest.TestCase):
         self.assertEqual(result["groups"]["1/1"], first)
         self.assertFalse(result["groups"]["2/1"]["partial"])
 
+    def test_nothing_to_go_on_with(self):
+        done = self.bench("2", "--resume", *SHORT)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("--resume: there is no ", done.stderr)
+
     def test_missing_tools_are_named(self):
         bare = pathlib.Path(self.folder.name, "tools")
         bare.mkdir()
