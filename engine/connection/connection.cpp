@@ -146,7 +146,7 @@ void* connection::allocate_context(std::size_t bytes) {
   if (void* place = s.arena.allocate_at_end(bytes)) return place;
   void* place = ::operator new(bytes);
   if (s.is_away()) {
-    ++s.slice->contexts_on_heap;
+    ++s.slice->rare().contexts_on_heap;
   } else {
     ++s.core->counters.contexts_on_heap;
   }

@@ -433,7 +433,7 @@ void* detail::allocate_frame(connection& owner, std::size_t bytes) noexcept {
     frame = engine::frame_arena::heap_frame(bytes);
     if (frame != nullptr) {
       if (s.is_away()) {
-        ++s.slice->frames_on_heap;
+        ++s.slice->rare().frames_on_heap;
       } else {
         ++s.core->counters.frames_on_heap;
       }

@@ -133,7 +133,7 @@ std::error_code detail::offload_piece::why_not() const noexcept {
 
 bool detail::submit_detached(std::unique_ptr<detached_job> call, bool may_wait) {
   if (engine::slice_of_thread != nullptr) {
-    engine::slice_of_thread->calls.push_back(std::move(call));
+    engine::slice_of_thread->rare().calls.push_back(std::move(call));
     return true;
   }
   core_resources* core = engine::core_of_thread;

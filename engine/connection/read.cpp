@@ -390,7 +390,7 @@ bool detail::read_full_awaiter::await_resume() const noexcept {
   slot& s = slot::of(*this);
   s.view_size = 0;
   if (s.is_away()) {
-    s.slice->view_released = true;
+    s.slice->rare().view_released = true;
     return;
   }
   if (s.begin == s.end) s.drop_buffer();

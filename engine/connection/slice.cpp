@@ -23,6 +23,21 @@ constexpr std::size_t most_put_off_messages = 4096;
 constexpr std::size_t most_idle = 1024;
 constexpr std::size_t most_kept_idle = 4096;
 
+// -EINTR when there are more pieces than are sent on the spot.
+ssize_t send_few(int fd, const bytes_view* first, std::size_t count, int flags, std::size_t& size) noexcept {
+  std::array<iovec, 8> vector;
+  if (count > vector.size()) return -EINTR;
+  size = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    vector[i] = {const_cast<std::byte*>(first[i].data()), first[i].size()};
+    size += first[i].size();
+  }
+  msghdr message{};
+  message.msg_iov = vector.data();
+  message.msg_iovlen = count;
+  return sys::sendmsg(fd, &message, flags);
+}
+
 }  // namespace
 
 constinit thread_local slice_job* slice_of_thread = nullptr;
@@ -63,7 +78,7 @@ void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
   }
   unused->request_count = unused->runnable_count = 0;
   unused->ending = unused->write_requested = unused->timeouts_changed = unused->view_released = false;
-  unused->looked_for = unused->deadline = false;
+  unused->looked_for = unused->deadline = unused->anything_happened = unused->anything_rare = false;
   unused->events = unused->operations = 0;
   unused->ran_ns = 0;
   unused->kept.clear();
@@ -188,23 +203,22 @@ bool slot::read_away(read_kind kind) noexcept {
 }
 
 bool slot::write_away(const bytes_view* first, std::size_t count, bool last) noexcept {
-  constexpr std::size_t most_pieces = 8;
   slice_job& from = *slice;
   const bool usual = !encrypted && tail == nullptr && writable && !writing && !ended && !sending_done;
-  if (!usual || count > most_pieces || from.ending || from.write_requested || !from.kept.empty() || over_budget())
-    return false;
-  std::array<iovec, most_pieces> vector;
+  if (!usual || from.ending || from.write_requested || !from.kept.empty() || over_budget()) return false;
+  const int flags = MSG_NOSIGNAL | (last ? MSG_MORE : 0);
+  ssize_t result = 0;
   std::size_t size = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    vector[i] = {const_cast<std::byte*>(first[i].data()), first[i].size()};
-    size += first[i].size();
+  if (count == 1) {
+    size = first->size();
+    result = sys::send(fd, first->data(), size, flags);
+  } else {
+    result = send_few(fd, first, count, flags, size);
   }
-  msghdr message{};
-  message.msg_iov = vector.data();
-  message.msg_iovlen = count;
-  const ssize_t result = sys::sendmsg(fd, &message, MSG_NOSIGNAL | (last ? MSG_MORE : 0));
-  if (result == -EAGAIN) writable = false;
-  if (result < 0) return false;  // whatever it is, it will be met again on the core
+  if (result < 0) {  // whatever it is, it will be met again on the core
+    if (result == -EAGAIN) writable = false;
+    return false;
+  }
   const auto sent_bytes = static_cast<std::size_t>(result);
   from.bytes_sent += sent_bytes;
   if (sent_bytes != size) return write_rest(first, count, last, sent_bytes, false);
@@ -225,7 +239,7 @@ bool slot::try_write_away(bytes_view data) noexcept {
     return false;
   }
   try {
-    from.kept.reserve(from.kept.size() + data.size());
+    from.rare().kept.reserve(from.kept.size() + data.size());
   } catch (const std::bad_alloc&) {
     fail(static_cast<int>(errc::no_memory));
     return false;
@@ -244,19 +258,19 @@ bool slot::try_write_away(bytes_view data) noexcept {
 // What happens meanwhile -------------------------------------------------------------------------------------
 
 void slot::note_while_away(std::uint32_t events) noexcept {
-  slice->events |= events;
+  slice->note().events |= events;
   if (events == 0) slice->looked_for = true;
 }
 
-void slot::put_off(detail::timer_node& node) noexcept { slice->timers_due.push_back(node); }
+void slot::put_off(detail::timer_node& node) noexcept { slice->note().timers_due.push_back(node); }
 
-void slot::put_off(detail::ready_node& node) noexcept { slice->put_off.push_back(node); }
+void slot::put_off(detail::ready_node& node) noexcept { slice->note().put_off.push_back(node); }
 
 void slot::put_off(detail::message&& message) {
   if (slice->messages.size() >= most_put_off_messages) {
     throw std::length_error("percore: too much is posted to a connection whose handler does not come back");
   }
-  slice->messages.push_back(std::move(message));
+  slice->note().messages.push_back(std::move(message));
 }
 
 // True: nobody has begun with it. It is then the first of what can go on.
@@ -324,7 +338,7 @@ void slot::slice_is_back() noexcept {
   }
   job.settling = true;
   settle_slice();
-  if (!returned) note_what_happened();
+  if (!returned && (job.anything_happened || core->stopping)) note_what_happened();
   job.settling = false;
   if (returned) {
     const std::uint32_t events = job.events;
@@ -344,7 +358,7 @@ void slot::slice_is_back() noexcept {
     hear_last_words();
     return;
   }
-  go_on_with_runnable();
+  if (job.runnable_count != 0) go_on_with_runnable();
   if (doom != slot_doom::last_words || generation != seen) return;
   if (is_away()) {
     doomed = slot_doom::last_words;
@@ -355,31 +369,35 @@ void slot::slice_is_back() noexcept {
 
 void slot::note_slice(std::int64_t ran_ns) noexcept {
   slice_job& job = *slice;
-  core_counters& counters = core->counters;
   if (job.bytes_sent != 0) {
-    counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
+    core->counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
     note_activity();
   }
-  counters.frames_on_heap.add(std::exchange(job.frames_on_heap, 0));
-  counters.contexts_on_heap.add(std::exchange(job.contexts_on_heap, 0));
   if (ran_ns != 0 && listener->spill == spilling::when_slow &&
       core->gauges[listener->index].note(ran_ns, core->now_ns)) {
-    ++counters.spill_begins;
+    ++core->counters.spill_begins;
   }
 }
 
-// Does what the slice has asked for.
-void slot::settle_slice() noexcept {
+void slot::settle_rare() noexcept {
   slice_job& job = *slice;
+  core->counters.frames_on_heap.add(std::exchange(job.frames_on_heap, 0));
+  core->counters.contexts_on_heap.add(std::exchange(job.contexts_on_heap, 0));
   if (std::exchange(job.view_released, false) && begin == end) drop_buffer();
   if (std::exchange(job.timeouts_changed, false)) timeouts_changed();
-  job.ending = false;
   if (!job.kept.empty()) {
     (void)try_write_now(job.kept);
     job.kept.clear();
   }
   for (auto& call : job.calls) (void)detail::submit_detached(std::move(call), true);
   job.calls.clear();
+}
+
+// Does what the slice has asked for.
+void slot::settle_slice() noexcept {
+  slice_job& job = *slice;
+  if (std::exchange(job.anything_rare, false)) settle_rare();
+  job.ending = false;
   job.write_requested = false;
   core->running = this;
   operations = job.operations + (operations - away_operations);
@@ -396,6 +414,7 @@ void slot::settle_slice() noexcept {
 
 void slot::note_what_happened() noexcept {
   slice_job& job = *slice;
+  job.anything_happened = false;
   if (const std::uint32_t events = std::exchange(job.events, 0)) on_event(events);
   if (std::exchange(job.looked_for, false)) wake_soon();
   if (std::exchange(job.deadline, false)) on_deadline();

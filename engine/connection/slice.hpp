@@ -45,6 +45,16 @@ struct slice_job : detail::job {
   // The slice itself, on any thread: runs until the handler waits. Leaves slice_of_thread set, for the caller to clear.
   void run() noexcept;
 
+  // Before something rare is changed, and before something that has happened is noted.
+  slice_job& rare() noexcept {
+    anything_rare = true;
+    return *this;
+  }
+  slice_job& note() noexcept {
+    anything_happened = true;
+    return *this;
+  }
+
   std::coroutine_handle<> next;  // what goes on
 
   // --- the slice's, while it is away ----------------------------------------------------------------------
@@ -53,6 +63,7 @@ struct slice_job : detail::job {
   std::array<request, most_requests> requests;
   bool ending = false;           // one of them ends the connection or its sending
   bool write_requested = false;  // one of them is a write
+  bool anything_rare = false;    // of what follows, but for bytes_sent
   bool timeouts_changed = false;
   bool view_released = false;
   std::uint32_t frames_on_heap = 0;
@@ -69,7 +80,8 @@ struct slice_job : detail::job {
   bool settling = false;         // it is back: what can go on is put into `runnable`
   std::size_t runnable_count = 0;
   std::array<std::coroutine_handle<>, most_requests> runnable;
-  // What has happened meanwhile.
+  // What has happened meanwhile, if anything.
+  bool anything_happened = false;
   std::uint32_t events = 0;
   bool looked_for = false;  // its turn in core.ready came
   bool deadline = false;

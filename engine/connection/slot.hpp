@@ -406,6 +406,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   [[nodiscard]] bool over_budget() const noexcept;
   bool take_back_slice() noexcept;
   [[gnu::hot]] void settle_slice() noexcept;
+  void settle_rare() noexcept;
   void note_what_happened() noexcept;
   void go_on_with_runnable() noexcept;
   void note_slice(std::int64_t ran_ns) noexcept;

@@ -28,7 +28,7 @@ void slot::arm(std::int64_t deadline_ns) noexcept {
 
 void slot::timeouts_changed() noexcept {
   if (is_away()) {
-    slice->timeouts_changed = true;
+    slice->rare().timeouts_changed = true;
     return;
   }
   timed = read_timeout_ms != 0 || idle_timeout_ms != 0;
@@ -69,7 +69,7 @@ void slot::arm_for_write() noexcept {
 void slot::on_deadline() noexcept {
   constexpr int timed_out = static_cast<int>(errc::timed_out);
   if (is_away()) {
-    slice->deadline = true;
+    slice->note().deadline = true;
     return;
   }
   if (phase >= slot_phase::waiting) {
@@ -114,7 +114,7 @@ void slot::on_deadline() noexcept {
     fail_reader(timed_out);
     if (generation != seen) return;
     if (is_away()) {
-      slice->deadline = true;  // the others are looked at when it is back
+      slice->note().deadline = true;  // the others are looked at when it is back
       return;
     }
   }

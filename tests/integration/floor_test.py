@@ -32,7 +32,7 @@ def expected(body_bytes, connection):
     """The whole response as a pattern; the date is fixed at start."""
     head = (rf"HTTP/1\.1 200 OK\r\nServer: floor\r\n"
             rf"Date: [A-Z][a-z]{{2}}, \d\d [A-Z][a-z]{{2}} \d{{4}} \d\d:\d\d:\d\d GMT\r\n"
-            rf"Content-Type: text/plain\r\nContent-Length: {body_bytes}\r\nConnection: {connection}\r\n\r\n")
+            rf"Connection: {connection}\r\nContent-Type: text/plain\r\nContent-Length: {body_bytes}\r\n\r\n")
     return head.encode() + b"x{%d}" % body_bytes
 
 

@@ -54,6 +54,21 @@ class Setup(unittest.TestCase):
         self.assertFalse({"cmake", "g++"} & missing, "what is there is not missing")
 
 
+    def test_the_benchmark_suite_has_packages_of_its_own(self):
+        with tempfile.TemporaryDirectory() as folder:
+            release = Path(folder, "os-release")
+            release.write_text("ID=another\n")
+            tools = Path(folder, "bin")
+            tools.mkdir()
+            for tool in ("bash", "dirname", "basename", "awk"):
+                tools.joinpath(tool).symlink_to(shutil.which(tool))
+            missing = [run("setup", *words, PATH=str(tools), PERCORE_OS_RELEASE=str(release)).stderr
+                       for words in ([], ["--bench"])]
+        for package in ("gnuplot-nox", "golang-go", "nghttp2-client"):
+            self.assertNotIn(package, missing[0])
+            self.assertIn(package, missing[1])
+
+
 class Demo(unittest.TestCase):
     def test_a_short_run_prints_the_figures(self):
         for keep_alive in ("on", "off"):

@@ -3,8 +3,9 @@
 // One epoll loop per pinned thread, each with its own SO_REUSEPORT listener. One recv, one send of a prepared
 // HTTP/1.1 response, nothing else: no parsing (whatever one recv returns is one request), no time limits, no
 // counters, no state per connection (the epoll data is the descriptor). It is no usable server: a request
-// that arrives in two segments gets two responses. It shares no code with the engine on purpose. With --tls
-// the loops of tls_loop.cpp take the place of this file's.
+// that arrives in two segments gets two responses. It shares no code with the engine on purpose. --aes128 and
+// --sleep-ms add the least that those tests need: an encryption into the response, a queue of those that
+// wait. With --tls the loops of tls_loop.cpp take the place of this file's.
 
 #include <netdb.h>
 #include <netinet/in.h>
@@ -18,6 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdint>
@@ -25,6 +27,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <deque>
 #include <functional>
 #include <optional>
 #include <string>
@@ -34,6 +37,7 @@
 
 #include "perf/servers/floor/options.hpp"
 #include "perf/servers/floor/tls.hpp"
+#include "perf/servers/percore-http/crypto.hpp"
 
 namespace {
 
@@ -42,6 +46,7 @@ using floor_server::tls_material;
 
 constexpr int max_events = 512;   // epoll_wait's array
 constexpr int accept_batch = 64;  // accepts per listener event, so that connections get their turn
+constexpr std::int64_t second_ns = 1'000'000'000;
 constexpr std::size_t receive_bytes = 16384;  // one request's limit; the kernel copies only what is there
 
 [[noreturn]] void die(const char* what) {
@@ -62,11 +67,13 @@ std::string make_response(const options& opt) {
   std::tm utc{};
   gmtime_r(&now, &utc);
   std::strftime(date.data(), date.size(), "%a, %d %b %Y %H:%M:%S GMT", &utc);  // RFC 9110, 5.6.7
+  const std::size_t content_bytes =
+      opt.aes ? percore_http::aes128_cbc::output_bytes(opt.body_bytes) : opt.body_bytes;
   std::string response = "HTTP/1.1 200 OK\r\nServer: floor\r\nDate: ";
   response += date.data();
-  response += "\r\nContent-Type: text/plain\r\nContent-Length: " + std::to_string(opt.body_bytes);
-  response += opt.keep_alive ? "\r\nConnection: keep-alive\r\n\r\n" : "\r\nConnection: close\r\n\r\n";
-  response.append(opt.body_bytes, 'x');
+  response += opt.keep_alive ? "\r\nConnection: keep-alive" : "\r\nConnection: close";
+  response += "\r\nContent-Type: text/plain\r\nContent-Length: " + std::to_string(content_bytes) + "\r\n\r\n";
+  response.append(content_bytes, 'x');
   return response;
 }
 
@@ -127,20 +134,37 @@ void raise_descriptor_limit() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+std::int64_t now_ns() {
+  std::timespec time{};
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * second_ns + time.tv_nsec;
+}
+
+// A connection whose response waits; every wait is equally long, so they end in the order in which they
+// begin.
+struct sleeper {
+  std::int64_t until_ns;
+  int fd;
+};
+
 struct loop {
   int epoll_fd;
   int listener_fd;
-  const char* response;
-  std::size_t response_bytes;
+  std::string response;
   int send_flags;
   bool keep_alive;
   bool accept_first_read;
+  std::int64_t sleep_ns;
+  std::string plain_body;                          // of --aes128
+  std::optional<percore_http::aes128_cbc> cipher;  // the same
+  std::deque<sleeper> sleepers;
+  std::vector<bool> asleep;  // by descriptor: one that has been closed meanwhile is not answered
   std::array<char, receive_bytes> buffer;
 
   // Rare: the socket took only a part. Waits for room, which stalls this loop's other connections.
   bool send_rest(int fd, std::size_t sent) {
-    while (sent < response_bytes) {
-      const ssize_t n = send(fd, response + sent, response_bytes - sent, send_flags);
+    while (sent < response.size()) {
+      const ssize_t n = send(fd, response.data() + sent, response.size() - sent, send_flags);
       if (n >= 0) {
         sent += static_cast<std::size_t>(n);
       } else if (errno == EAGAIN) {
@@ -153,9 +177,14 @@ struct loop {
     return true;
   }
 
+  [[nodiscard]] std::size_t content_bytes() const {
+    return percore_http::aes128_cbc::output_bytes(plain_body.size());
+  }
+
   bool send_response(int fd) {
-    const ssize_t n = send(fd, response, response_bytes, send_flags);
-    if (n == static_cast<ssize_t>(response_bytes)) [[likely]]
+    if (cipher) cipher->encrypt(plain_body, response.data() + response.size() - content_bytes());
+    const ssize_t n = send(fd, response.data(), response.size(), send_flags);
+    if (n == static_cast<ssize_t>(response.size())) [[likely]]
       return true;
     if (n < 0 && errno != EAGAIN) return false;
     return send_rest(fd, n < 0 ? 0 : static_cast<std::size_t>(n));
@@ -171,13 +200,40 @@ struct loop {
   // EPOLLRDHUP together with data says that no further edge will come, so that connection ends here too.
   void on_readable(int fd, std::uint32_t events) {
     const ssize_t n = recv(fd, buffer.data(), buffer.size(), 0);
+    if (n > 0 && sleep_ns != 0 && (events & EPOLLRDHUP) == 0) return put_to_sleep(fd);
     if (n > 0 && send_response(fd) && keep_alive && (events & EPOLLRDHUP) == 0) return;
     if (n < 0 && errno == EAGAIN) return;
+    if (sleep_ns != 0 && static_cast<std::size_t>(fd) < asleep.size())
+      asleep[static_cast<std::size_t>(fd)] = false;
     close(fd);
   }
 
+  void put_to_sleep(int fd) {
+    if (asleep.size() <= static_cast<std::size_t>(fd)) asleep.resize(static_cast<std::size_t>(fd) + 1);
+    asleep[static_cast<std::size_t>(fd)] = true;
+    sleepers.push_back({now_ns() + sleep_ns, fd});
+  }
+
+  void wake_sleepers() {
+    const std::int64_t now = now_ns();
+    while (!sleepers.empty() && sleepers.front().until_ns <= now) {
+      const int fd = sleepers.front().fd;
+      sleepers.pop_front();
+      if (!asleep[static_cast<std::size_t>(fd)]) continue;
+      asleep[static_cast<std::size_t>(fd)] = false;
+      if (!send_response(fd) || !keep_alive) close(fd);
+    }
+  }
+
+  int wait(std::array<epoll_event, max_events>& events) {
+    if (sleepers.empty()) return epoll_wait(epoll_fd, events.data(), max_events, -1);
+    const std::int64_t left = std::max<std::int64_t>(0, sleepers.front().until_ns - now_ns());
+    const std::timespec timeout{left / second_ns, left % second_ns};
+    return epoll_pwait2(epoll_fd, events.data(), max_events, &timeout, nullptr);
+  }
+
   void on_new(int fd) {
-    if (accept_first_read) {
+    if (accept_first_read && sleep_ns == 0) {
       const ssize_t n = recv(fd, buffer.data(), buffer.size(), 0);
       const bool go_on = n > 0 ? send_response(fd) && keep_alive : n < 0 && errno == EAGAIN;
       if (!go_on) {
@@ -203,7 +259,7 @@ struct loop {
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener_fd, &listening) != 0) die("epoll_ctl");
     std::array<epoll_event, max_events> events;
     while (true) {
-      const int n = epoll_wait(epoll_fd, events.data(), max_events, -1);
+      const int n = wait(events);
       for (int i = 0; i < n; ++i) {
         const epoll_event& event = events[static_cast<std::size_t>(i)];
         if (event.data.fd == listener_fd) {
@@ -212,6 +268,7 @@ struct loop {
           on_readable(event.data.fd, event.events);
         }
       }
+      if (!sleepers.empty()) wake_sleepers();
     }
   }
 };
@@ -225,12 +282,17 @@ void serve_on(int cpu, int listener_fd, const options& opt, const tls_material* 
   if (tls != nullptr) floor_server::serve_tls(epoll_fd, listener_fd, opt, *tls, response);
   loop server{.epoll_fd = epoll_fd,
               .listener_fd = listener_fd,
-              .response = response.data(),
-              .response_bytes = response.size(),
+              .response = response,
               .send_flags = MSG_NOSIGNAL | (opt.fin_with_data ? MSG_MORE : 0),
               .keep_alive = opt.keep_alive,
               .accept_first_read = opt.accept_first_read,
+              .sleep_ns = opt.sleep_ms * (second_ns / 1000),
+              .plain_body = std::string(opt.aes ? opt.body_bytes : 0, 'x'),
+              .cipher = {},
+              .sleepers = {},
+              .asleep = {},
               .buffer = {}};
+  if (opt.aes) server.cipher.emplace();
   server.run();
 }
 

@@ -24,6 +24,8 @@ constexpr const char* usage_text =
     "  --listen ADDR:PORT          numeric IPv4 or [IPv6] address; port 0 lets the kernel choose\n"
     "  --body BYTES                length of the response body (default 1024, at most 1 GiB)\n"
     "  --keep-alive on|off         off: close after the response (default on)\n"
+    "  --aes128                    encrypt the body for each response, as percore-http does\n"
+    "  --sleep-ms N                wait before each response (default 0)\n"
     "  --cpus LIST                 one pinned loop per CPU, as in 0-3,8 (default: the CPUs it may run on)\n"
     "  --defer-accept SECONDS      TCP_DEFER_ACCEPT: accept only what has sent data (default 0: off)\n"
     "  --fin-with-data             MSG_MORE on the send, so that the close puts its FIN on the last data\n"
@@ -131,6 +133,8 @@ enum flag {
   listen_,
   body_,
   keep_alive_,
+  aes_,
+  sleep_,
   cpus_,
   defer_accept_,
   fin_with_data_,
@@ -149,6 +153,8 @@ enum flag {
 constexpr option flags[] = {{"listen", required_argument, nullptr, listen_},
                             {"body", required_argument, nullptr, body_},
                             {"keep-alive", required_argument, nullptr, keep_alive_},
+                            {"aes128", no_argument, nullptr, aes_},
+                            {"sleep-ms", required_argument, nullptr, sleep_},
                             {"cpus", required_argument, nullptr, cpus_},
                             {"defer-accept", required_argument, nullptr, defer_accept_},
                             {"fin-with-data", no_argument, nullptr, fin_with_data_},
@@ -204,6 +210,9 @@ void check_tls(const tls_options& tls, const char* given, bool key_type_given) {
 
 void check(const options& opt) {
   if (opt.port.empty()) bad_usage("--listen is required");
+  if (opt.tls.form != tls_form::off && (opt.aes || opt.sleep_ms > 0)) {
+    bad_usage("--aes128 and --sleep-ms are for plain connections");
+  }
   if (opt.fin_with_data && opt.keep_alive) bad_usage("--fin-with-data needs --keep-alive off");
 }
 
@@ -226,6 +235,8 @@ options parse_options(int argc, char** argv) {
     if (c == listen_) parse_listen(optarg, opt);
     if (c == body_) opt.body_bytes = parse_number(optarg, "--body", 0, max_body_bytes);
     if (c == keep_alive_) opt.keep_alive = parse_switch(optarg, "--keep-alive");
+    if (c == aes_) opt.aes = true;
+    if (c == sleep_) opt.sleep_ms = parse_int(optarg, "--sleep-ms", 0, 60'000);
     if (c == cpus_) cpus = parse_cpus(optarg);
     if (c == defer_accept_) opt.defer_accept_s = parse_int(optarg, "--defer-accept", 0, 3600);
     if (c == fin_with_data_) opt.fin_with_data = true;

@@ -27,6 +27,8 @@ struct options {
   std::string port;
   std::uint64_t body_bytes = 1024;
   bool keep_alive = true;
+  bool aes = false;  // the body encrypted for each response
+  int sleep_ms = 0;  // before each response
   std::vector<int> cpus;  // one loop each
   int defer_accept_s = 0;
   bool fin_with_data = false;

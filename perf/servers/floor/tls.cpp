@@ -32,7 +32,7 @@ constexpr const char* tls12_suites =
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305";
 
 [[noreturn]] void fail(const std::string& what, const std::string& why) {
-  std::fprintf(stderr, "floor: %s: %s\n", what.c_str(), why.c_str());
+  std::fprintf(stderr, "%s: %s: %s\n", program_invocation_short_name, what.c_str(), why.c_str());
   std::exit(1);
 }
 

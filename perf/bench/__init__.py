@@ -1,0 +1,1 @@
+"""The benchmark suite and the comparison of servers: see perf/README.md."""
