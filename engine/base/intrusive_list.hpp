@@ -43,6 +43,16 @@ class intrusive_list {
     return static_cast<T*>(first);
   }
 
+  // `f` may take the node that it is given out of the list, and no other.
+  template <class F>
+  void for_each(F f) {
+    for (detail::link* node = head_.next; node != &head_;) {
+      detail::link* const next = node->next;
+      f(*static_cast<T*>(node));
+      node = next;
+    }
+  }
+
   // Moves all nodes of `other` behind those of this list.
   void take(intrusive_list& other) noexcept {
     if (other.empty()) return;

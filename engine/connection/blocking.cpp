@@ -14,7 +14,7 @@ namespace percore::engine {
 // (private_descriptors) may have gone with its threads, and the number may be somebody else's in this thread's table.
 slot::~slot() {
   if (fd >= 0 && loop::wakeup::table() == core->descriptors) (void)sys::close(fd);
-  delete blocked;
+  if (phase == slot_phase::waiting || phase == slot_phase::blocking) delete blocked;
   if (phase != slot_phase::free) delete slice;
 }
 

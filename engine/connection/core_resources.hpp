@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -29,6 +30,13 @@ namespace percore::engine {
 
 struct slice_job;
 struct stall_snapshot;
+struct outgoing_state;
+class pipe_pool;
+
+// A coroutine that was spawned, in the list of its core.
+struct spawned_link : detail::link {
+  void (*destroy)(spawned_link&) noexcept = nullptr;
+};
 
 // What one core gives its connections. Written and read by the core's thread only, but for the counters (read by
 // stats()) and the mailbox.
@@ -97,6 +105,21 @@ struct core_resources {
   // first blocking connection.
   int drain_fd = -1;
   stall_snapshot* stalled = nullptr;  // for the watch's signal; none: there is no watch
+  // Connections that were dialled and have an owner (outgoing_state), their number, and coroutines that were spawned.
+  base::intrusive_list<detail::link> outgoing;
+  std::uint32_t outgoing_count = 0;
+  // The same by the handler that was the last to wait for them: chains, by the number of its slot.
+  static constexpr std::size_t host_buckets = 1024;
+  std::array<outgoing_state*, host_buckets> by_host{};
+  base::intrusive_list<spawned_link> spawned;
+  // For copying from socket to socket; made when it is first needed.
+  std::shared_ptr<pipe_pool> pipes;
+  std::size_t pipe_limit = 0;
+  std::size_t pipe_bytes = 0;
+  bool dialling_ended = false;  // a halt, or the end of the grace: nothing is dialled any more
+  // The limit of open connections that all cores share: takes a place, or gives one back.
+  std::function<bool()> reserve_open;
+  std::function<void()> release_open;
   loop::timer_wheel timers;
   loop::poller poller;
 
@@ -105,6 +128,8 @@ struct core_resources {
     if (secure == nullptr) secure = std::make_unique<tls::core_state>();
     return *secure;
   }
+
+  pipe_pool& pipe_reserve();
 
   bool open_drain_fd() noexcept {
     if (drain_fd >= 0) return true;
@@ -137,6 +162,11 @@ struct core_resources {
     if (on_exception) on_exception(std::move(exception));
   }
 };
+
+// The end of the core: coroutines that wait for outgoing connections hear of it, spawned ones are destroyed, and owners
+// lose what they own.
+void end_outgoing(core_resources& core) noexcept;
+void end_spawned(core_resources& core) noexcept;
 
 // The core whose thread this is; nullptr on any other thread.
 extern constinit thread_local core_resources* core_of_thread;

@@ -33,6 +33,10 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::events, &plain::events);
   visit(&live::messages, &plain::messages);
   visit(&live::halted, &plain::halted);
+  visit(&live::dialled, &plain::dialled);
+  visit(&live::dials_failed, &plain::dials_failed);
+  visit(&live::pipes_exhausted, &plain::pipes_exhausted);
+  visit(&live::proxy_refused, &plain::proxy_refused);
   visit(&live::spilled, &plain::spilled);
   visit(&live::spill_begins, &plain::spill_begins);
   visit(&live::takeovers, &plain::takeovers);

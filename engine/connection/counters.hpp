@@ -31,6 +31,10 @@ struct core_counters {
   base::counter events;
   base::counter messages;
   base::counter halted;
+  base::counter dialled;
+  base::counter dials_failed;
+  base::counter pipes_exhausted;
+  base::counter proxy_refused;
   base::counter spilled;
   base::counter spill_begins;
   base::counter takeovers;

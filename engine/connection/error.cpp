@@ -34,6 +34,14 @@ class category final : public std::error_category {
         return "the peer sent plaintext behind its request for TLS";
       case errc::queue_full:
         return "the queue to the helper threads is full";
+      case errc::no_address:
+        return "the name has no address";
+      case errc::not_permitted:
+        return "no address is permitted";
+      case errc::cancelled:
+        return "cut short: another task was first";
+      case errc::file_ended:
+        return "the file has ended before";
     }
     return "unknown error " + std::to_string(value);
   }

@@ -4,8 +4,8 @@
 #include <new>
 #include <utility>
 
+#include "engine/connection/outgoing.hpp"
 #include "engine/connection/slice.hpp"
-#include "engine/connection/slot.hpp"
 
 namespace percore {
 
@@ -72,7 +72,7 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
 void slot::start_handler() noexcept {
   task<> made;
   try {
-    made = listener->handler(*this);
+    made = listener->proxy ? serve_proxied(*this, *listener) : listener->handler(*this);
   } catch (...) {  // a function that is no coroutine itself and throws before it has made one
     ++core->counters.accepted;
     core->report(std::current_exception());
@@ -91,6 +91,10 @@ void slot::start_handler() noexcept {
 }
 
 void slot::resume(std::coroutine_handle<> handle) noexcept {
+  if (!root) [[unlikely]] {
+    resume_host(handle);
+    return;
+  }
   operations = 0;
   if (detachable) [[unlikely]] {
     resume_detachable(handle);
@@ -177,6 +181,7 @@ void slot::recycle() noexcept {
   queued = false;
   if (slice != nullptr) [[unlikely]] end_slices();
   phase = slot_phase::free;
+  if (dialled) release_outgoing();
   if (++generation == 0) generation = 1;
   --core->counters.active;
   core->slots.give_back(*this);
@@ -322,7 +327,12 @@ void slot::halt() noexcept {
     sever();  // and closed when the helper, which may know its number, is back
     return;
   }
+  if (dialled && out().owner != nullptr) {
+    halt_outgoing();
+    return;
+  }
   if (root) {
+    forget_hosted_waits();
     // Destructors of the frame's locals may still call the connection: nothing may point to an awaiter then.
     ended = true;
     closing = false;
@@ -337,6 +347,7 @@ void slot::halt() noexcept {
 }
 
 void slot::abandon() noexcept {
+  if (dialled) disown();
   resetting = true;
   sever();  // the helper may still use its number: not closed
   if (is_away()) {

@@ -25,6 +25,7 @@ bool detail::offload_piece::submit(std::coroutine_handle<> waiter) noexcept {
   PERCORE_ASSERT(core != nullptr, "offload on a thread that is no core's");
   waiter_ = waiter;
   slot* s = core->running;
+  if (bound_to_ != nullptr && slot::of(*bound_to_).dialled) bound_to_ = s;  // whose handler it is that waits
   if (bound_to_ != nullptr) {
     s = &slot::of(*bound_to_);
     s->check_running();

@@ -47,7 +47,7 @@ void slot::fail_reader(int value) noexcept {
 }
 
 bool slot::waits_for_new_message() const noexcept {
-  return reading != read_kind::none && reading != read_kind::start_tls && begin == end &&
+  return !dialled && !relayed && reading != read_kind::none && reading != read_kind::start_tls && begin == end &&
          (reading <= read_kind::until || target_done == 0);
 }
 
@@ -76,6 +76,10 @@ bool slot::advance_read() noexcept {
       break;
     case read_kind::more:
       done = advance_more();
+      break;
+    case read_kind::ready:
+      done = begin != end || end_seen || readable;
+      target_done = done ? 1 : 0;
       break;
     case read_kind::until:
       done = advance_until();

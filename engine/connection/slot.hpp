@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include <percore/connection.hpp>
+#include <percore/dial.hpp>
+#include <percore/proxy_protocol.hpp>
 #include <percore/server.hpp>
 #include <percore/task.hpp>
 
@@ -28,6 +30,7 @@ struct listener_config {
   std::uint32_t handshake_timeout_ms = 0;
   std::shared_ptr<tls::shared_context> tls;  // none: plain
   detail::blocking_handler blocking;         // instead of `handler`
+  std::shared_ptr<const proxy_protocol_options> proxy;  // none: clients come by themselves
   bool wait_for_client = true;               // a blocking handler starts when there is something to read
   spilling spill = spilling::never;
   std::int64_t spill_budget_ns = 0;
@@ -46,9 +49,10 @@ struct unsent_tail {
 };
 
 struct blocking_job;
+struct outgoing_state;
 struct slice_job;
 
-enum class read_kind : std::uint8_t { none, some, more, until, into, full, start_tls };
+enum class read_kind : std::uint8_t { none, some, more, ready, until, into, full, start_tls };
 
 // Nodes of a slot in lists of its core.
 struct slot_timer : detail::timer_node {
@@ -154,7 +158,11 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   std::uint32_t searched = 0;
 
   // --- a write in progress, when the socket has not taken it at once ---------------------------------------
-  const bytes_view* pieces = nullptr;  // the first one not wholly taken
+  union {
+    const bytes_view* pieces = nullptr;  // the first one not wholly taken
+    detail::write_source* source;        // instead, when piece_count is `from_source`
+  };
+  static constexpr std::size_t from_source = ~std::size_t{0};
   std::size_t piece_count = 0;
   std::size_t piece_offset = 0;        // bytes of it that are
   std::size_t write_remaining = 0;
@@ -176,6 +184,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   const void* context_type = nullptr;
   void (*destroy_context)(void*) noexcept = nullptr;
   bool context_on_heap = false;
+  bool relayed = false;            // a shutdown does not end its reads
+  bool dialled = false;            // outgoing: `listener` is its outgoing_state, and there is no `root`
   union {
     slot* next_free = nullptr;  // in the phase free
     slice_job* slice;           // in all others; none as long as no slice has been away
@@ -183,7 +193,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   frame_arena arena;
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
   detail::offload_piece* piece = nullptr;  // what the handler waits for: offloaded, or about to be answered
-  blocking_job* blocked = nullptr;         // in the phases waiting and blocking
+  union {
+    blocking_job* blocked = nullptr;         // in the phases waiting and blocking
+    const proxy_header* proxied;             // before: what a balancer has said of the client
+  };
 
   // Starts loading what an event of this connection will touch: the lines above and the handler's frame. They come out
   // of the last-level cache, or from memory, all at once instead of one after the other, and for all but the first
@@ -209,8 +222,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   }
 
   [[nodiscard]] bool is_away() const noexcept { return phase == slot_phase::away; }
-  void check_running() const noexcept {
-    PERCORE_ASSERT(core->running == this, "an operation of a connection is awaited by another's handler");
+  void check_running() noexcept {
+    if (core->running != this) note_host();
   }
   std::byte* arena_memory() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
   [[nodiscard]] std::uint64_t token() const noexcept { return std::uint64_t{generation} << 32 | index; }
@@ -264,12 +277,19 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   [[nodiscard]] bool waits_for_new_message() const noexcept;
   [[nodiscard]] bytes_view view() const noexcept;
   void drop_buffer() noexcept;
+  bool splice_into(int pipe, std::uint64_t most, std::size_t& done) noexcept;  // copying.cpp
 
   // write.cpp ----------------------------------------------------------------------------------------------
   [[gnu::hot]] bool start_write(const bytes_view* first, std::size_t count, bool last) noexcept;
   bool suspend_write(std::coroutine_handle<> waiter) noexcept;
   void continue_output() noexcept;  // sends on; resumes the writer when done
   bool try_write_now(bytes_view data) noexcept;
+  // source.cpp: writes whose bytes are not the caller's memory; suspended and continued as any other.
+  bool start_source(detail::write_source& from) noexcept;
+  // For sources. Books the result of a system call that sends: after EAGAIN the socket waits, a failure ends the connection.
+  ssize_t sent(ssize_t result) noexcept;
+  // Encrypts and sends. False when the session has failed.
+  bool send_plaintext(const std::byte* data, std::size_t size) noexcept;
   void finish_sending() noexcept;  // FIN, now or after the tail
   void drop_tail() noexcept;
 
@@ -285,6 +305,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // waiting.cpp --------------------------------------------------------------------------------------------
   void interrupt_sleep() noexcept;  // at the next tick
   void resume_sleeper() noexcept;   // now
+  [[nodiscard]] bool sleeps_in(std::coroutine_handle<> waiter) const noexcept;
 
   // offload.cpp --------------------------------------------------------------------------------------------
   // The connection has ended: takes its piece back from the helpers if none has it yet, and says so to it otherwise.
@@ -292,6 +313,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // False when a helper has it: then it must be waited for.
   bool recall_piece() noexcept;
   void leave_piece() noexcept;
+  [[nodiscard]] bool offloads_in(std::coroutine_handle<> waiter) const noexcept;  // forks.cpp: and can be cut short
   // Recalls it and goes on with the handler now, which is told `reason`. False as above.
   bool answer_piece(int reason) noexcept;
   void piece_is_back(std::coroutine_handle<> waiter) noexcept;
@@ -346,6 +368,26 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void put_off(detail::timer_node& node) noexcept;
   void put_off(detail::message&& message);  // throws std::bad_alloc, std::length_error
 
+  // outgoing.cpp -------------------------------------------------------------------------------------------
+  [[nodiscard]] outgoing_state& out() const noexcept;
+  void open_outgoing(int connected_fd, const percore::peer_address& to, outgoing_state& state, outgoing& owner) noexcept;
+  [[gnu::cold]] void note_host() noexcept;
+  void resume_host(std::coroutine_handle<> handle) noexcept;
+  [[nodiscard]] bool is_waited_for() const noexcept { return reader || writer || sleeper != nullptr; }
+  template <class F>
+  void for_each_hosted(F f) noexcept;  // outgoing.hpp: those that this one's handler was the last to wait for
+  void leave_host() noexcept;
+  void forget_waiters() noexcept;
+  void forget_hosted_waits() noexcept;
+  void let_go() noexcept;  // the owner is gone
+  void halt_outgoing() noexcept;
+  void take_from_owner() noexcept;
+  void disown() noexcept;
+  // proxied.cpp: the server's side of TLS, behind a PROXY header.
+  bool begin_proxied_tls() noexcept;
+  // connecting.cpp: the client's side of TLS, as start_tls.
+  bool begin_client_tls(const tls_context& with, const std::string& server_name) noexcept;
+
   // timeouts.cpp -------------------------------------------------------------------------------------------
   void arm(std::int64_t deadline_ns) noexcept;
   void arm_for_read() noexcept {
@@ -378,6 +420,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void flush_or_close() noexcept;
   void close_descriptor() noexcept;
   void recycle() noexcept;
+  void release_outgoing() noexcept;
   void run_ready() noexcept;
 
   void arm_read_deadline(std::uint32_t timeout_ms) noexcept;  // 0: none
@@ -411,7 +454,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool keep_plain_rest() noexcept;
   bool send_or_keep(const std::byte* data, std::size_t size, int flags) noexcept;
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
-  ssize_t sent(ssize_t result) noexcept;
+  void send_source() noexcept;
   void finish_write(bool ok) noexcept;
   void tail_is_empty() noexcept;
 
@@ -447,6 +490,9 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
 // What server_options::slot_bytes says of it.
 static_assert(sizeof(slot) == 448);
+
+// The handler of a connection whose listener expects a PROXY header: takes it, and then serves.
+task<> serve_proxied(connection& conn, const listener_config& how);
 
 // Goes on with a coroutine that no connection's handler waits for.
 void resume_without_connection(std::coroutine_handle<> handle);

@@ -29,6 +29,9 @@ struct detail::sleep_access {
     if (sleep.interrupted_) s.fail(s.end_reason);
     s.resume(sleep.waiter_);
   }
+  static bool is_of(const sleep_awaiter& sleep, std::coroutine_handle<> waiter) noexcept {
+    return sleep.waiter_ == waiter;
+  }
   static void interrupt_soon(sleep_awaiter& sleep, slot& s) noexcept {
     sleep.interrupted_ = true;
     sleep.unlink();
@@ -82,6 +85,10 @@ void detail::yield_awaiter::await_suspend(std::coroutine_handle<> waiter) noexce
 }
 
 void engine::slot::interrupt_sleep() noexcept { detail::sleep_access::interrupt_soon(*sleeper, *this); }
+
+bool engine::slot::sleeps_in(std::coroutine_handle<> waiter) const noexcept {
+  return sleeper != nullptr && detail::sleep_access::is_of(*sleeper, waiter);
+}
 
 void engine::slot::resume_sleeper() noexcept { detail::sleep_access::wake(*sleeper, true); }
 

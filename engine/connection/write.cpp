@@ -16,6 +16,13 @@ bool slot::start_write(const bytes_view* first, std::size_t count, bool last) no
   const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
   if (!in_turn && is_away()) return write_away(first, count, last);
+  if (last && dialled) [[unlikely]] {
+    // resume() looks after a FIN that waits only for connections with a handler of their own.
+    --operations;
+    const bool done = start_write(first, count, false);
+    finish_sending();
+    return done;
+  }
   if (ended || sending_done || is_shaking_hands()) {
     fail(ended ? end_reason : static_cast<int>(sending_done ? errc::closed : errc::limit_exceeded));
     write_ok = false;
@@ -116,7 +123,10 @@ bool slot::keep_plain_rest() noexcept {
 void slot::keep_rest() noexcept {
   if (write_remaining > 0) {
     const std::size_t kept = tail == nullptr ? 0 : tail->size();
-    if (kept + write_remaining > listener->unsent_tail_bytes) return;
+    if (kept + write_remaining > listener->unsent_tail_bytes || piece_count == from_source) {
+      if (writer) (void)ensure_registered();  // a write that was put off to this turn has not been yet
+      return;
+    }
     if (encrypting) {
       encrypt_rest();
       if (ended) {
@@ -144,6 +154,10 @@ void slot::keep_rest() noexcept {
 
 // Sends until everything is sent, the socket is full, or it fails. The tail is empty.
 void slot::send_pieces() noexcept {
+  if (piece_count == from_source) {
+    send_source();
+    return;
+  }
   if (encrypting) {
     send_encrypted();
     return;

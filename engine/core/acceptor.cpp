@@ -186,7 +186,7 @@ void acceptor::serve(slot& target, int fd, const percore::peer_address& peer) no
     target.start_blocking();
     return;
   }
-  if (settings_.config->tls) {
+  if (settings_.config->tls && !settings_.config->proxy) {
     target.start_handshake();
   } else {
     target.start_handler();

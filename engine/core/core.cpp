@@ -8,6 +8,7 @@
 #include <system_error>
 #include <utility>
 
+#include "engine/connection/pipes.hpp"
 #include "engine/connection/slice.hpp"
 
 namespace percore::engine {
@@ -31,6 +32,10 @@ core::core(const settings& given, loop::wakeup&& wake)
   resources_.stop_requested = given.stop_requested;
   resources_.on_exception = given.on_exception;
   resources_.on_tls_failure = given.on_tls_failure;
+  resources_.pipe_limit = given.pipes;
+  resources_.pipe_bytes = given.pipe_bytes;
+  resources_.reserve_open = [shared = given.shared] { return shared->reserve_open(); };
+  resources_.release_open = [shared = given.shared] { shared->release_open(1); };
   grace_timer_.owner = this;
   patience_timer_.owner = this;
   patience_timer_.fire = [](detail::timer_node& node) { static_cast<own_timer&>(node).owner->give_up(); };
@@ -40,6 +45,7 @@ core::core(const settings& given, loop::wakeup&& wake)
     // The listeners first: one that still waits for room or for descriptors would take what nobody ends any more.
     self.close_listeners();
     self.resources_.helpers->close();
+    self.resources_.dialling_ended = true;
     self.for_each_connection([](slot& s) { s.end_grace(); });
     self.drop_queued_jobs();
     self.be_patient();
@@ -95,9 +101,14 @@ bool core::run() noexcept {
     }
   }
   resources_.helpers->close();
+  resources_.dialling_ended = true;
   // Whoever posts from here on is told that the server has ended; what was posted before still runs.
   resources_.mailbox->close();
   while (!resources_.mailbox->drained() || !resources_.late_messages.empty()) run_messages(messages_per_turn);
+  if (!given_up_) {
+    end_outgoing(resources_);
+    settings_.shared->release_open(resources_.slots.end_of_turn());
+  }
   end_helpers();
   core_of_thread = nullptr;
   return true;
@@ -115,6 +126,7 @@ bool core::take_over(std::uint64_t number) noexcept {
 
 void core::close_poller() noexcept {
   if (resources_.drain_fd >= 0) (void)sys::close(std::exchange(resources_.drain_fd, -1));
+  if (resources_.pipes != nullptr) resources_.pipes->close();
   resources_.poller.close();
 }
 
@@ -328,6 +340,7 @@ void core::halt() noexcept {
   close_listeners();
   grace_timer_.unlink();
   resources_.helpers->close();  // what is to be dropped must not come back
+  resources_.dialling_ended = true;
   for_each_connection([](slot& s) { s.halt(); });
   settings_.shared->release_open(resources_.slots.end_of_turn());
   resources_.stopping = halting_ = true;

@@ -24,6 +24,8 @@ class core {
     std::optional<unsigned> numa_node;  // none: wherever the thread touches it first
     core_resources::limits limits;
     std::size_t mailbox_messages = 0;
+    std::size_t pipes = 0;
+    std::size_t pipe_bytes = 0;
     std::shared_ptr<const std::atomic<bool>> stop_requested;
     server* owner = nullptr;
     shared_limits* shared = nullptr;
@@ -114,7 +116,7 @@ class core {
   [[nodiscard]] bool drained() const noexcept;
   [[gnu::hot]] void run_completed() noexcept;
   [[nodiscard]] bool jobs_left() const noexcept {
-    return resources_.slots.in_use() != 0 || resources_.helpers->outstanding() != 0;
+    return resources_.slots.in_use() != resources_.outgoing_count || resources_.helpers->outstanding() != 0;
   }
   void drop_queued_jobs() noexcept;
   void be_patient() noexcept;

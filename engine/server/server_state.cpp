@@ -46,6 +46,8 @@ server_options checked(server_options options) {
           "read_buffers_per_core must be from 1 to 1048576");
   require(options.mailbox_messages >= 1 && options.mailbox_messages <= 16'777'216,
           "mailbox_messages must be from 1 to 16777216");
+  require(options.pipes_per_core <= 65'536, "pipes_per_core must be at most 65536");
+  require(options.pipe_bytes >= 4096 && options.pipe_bytes <= 1024 * 1024, "pipe_bytes must be from 4096 to 1 MiB");
   require(options.operations_per_turn >= 1 && options.operations_per_turn <= 1'000'000,
           "operations_per_turn must be from 1 to 1000000");
   require(options.max_connections_per_core <= most_connections_per_core * 16,
@@ -126,6 +128,11 @@ std::size_t server_state::add_listener(const address* where, int fd, detail::han
   if (options.tls) {
     require(options.tls->role() == tls_role::server, "listen_options::tls must be a server's context");
     config.tls = options.tls->shared();
+  }
+  if (options.proxy_protocol) {
+    require(!config.blocking, "listen_options::proxy_protocol is for coroutine handlers");
+    require(options.proxy_protocol->timeout.count() >= 1, "proxy_protocol_options::timeout must be at least 1 ms");
+    config.proxy = std::make_shared<const proxy_protocol_options>(*options.proxy_protocol);
   }
   config.tls_identity = next_tls_identity.fetch_add(1, std::memory_order_relaxed);
   require(options.unsent_tail_bytes <= 1u << 30, "unsent_tail_bytes must be at most 1073741824");
@@ -321,6 +328,8 @@ void server_state::prepare_core(std::size_t index) {
                      options_.read_buffer_bytes, options_.operations_per_turn,
                      std::chrono::nanoseconds(options_.handshake_budget).count()};
   settings.mailbox_messages = options_.mailbox_messages;
+  settings.pipes = options_.pipes_per_core;
+  settings.pipe_bytes = options_.pipe_bytes;
   settings.owner = &face_;
   settings.shared = &limits_;
   settings.on_exception = options_.on_exception;

@@ -187,6 +187,13 @@ socklen_t address::to_sockaddr(sockaddr_storage& target) const noexcept {
   return 0;
 }
 
+std::string address::host() const {
+  char text[INET6_ADDRSTRLEN] = {};
+  if (family_ == address_family::ipv4) ::inet_ntop(AF_INET, bytes_.data(), text, sizeof text);
+  if (family_ == address_family::ipv6) ::inet_ntop(AF_INET6, bytes_.data(), text, sizeof text);
+  return text;
+}
+
 std::string address::to_string() const {
   char text[INET6_ADDRSTRLEN] = {};
   switch (family_) {

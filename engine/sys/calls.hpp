@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -16,6 +17,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -146,6 +148,26 @@ inline ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept {
 #endif
 }
 
+// From a file's `offset` on, which the call moves, into a socket.
+inline ssize_t sendfile(int fd, int file, off_t* offset, std::size_t length) noexcept {
+  PERCORE_FAULT_POINT_LENGTH(sendfile, fd, length);
+#ifdef PERCORE_FAULTS
+  if (stand_in_for(fd) != nullptr) return -EINVAL;  // it stands in for sendmsg only
+#endif
+  return or_errno(::sendfile(fd, file, offset, length));
+}
+
+// Between a pipe and a socket, in either direction, without waiting; `socket` is the one of the two that is a socket.
+inline ssize_t splice(int from, int to, std::size_t length, [[maybe_unused]] int socket) noexcept {
+  PERCORE_FAULT_POINT_LENGTH(splice, socket, length);
+  return or_errno(::splice(from, nullptr, to, nullptr, length, SPLICE_F_MOVE | SPLICE_F_NONBLOCK));
+}
+
+inline int pipe2(int* ends, int flags) noexcept {
+  PERCORE_FAULT_POINT(pipe2, -1);
+  return or_errno(::pipe2(ends, flags));
+}
+
 inline int shutdown(int fd, int how) noexcept {
   PERCORE_FAULT_POINT(shutdown, fd);
   return or_errno(::shutdown(fd, how));
@@ -225,6 +247,15 @@ inline int poll(pollfd* entries, nfds_t count, int timeout_ms) noexcept {
   return or_errno(::poll(entries, count, timeout_ms));
 }
 
+// getaddrinfo(3), which blocks; its results are EAI_* values.
+inline int resolve(const char* host, const addrinfo* hints, addrinfo** found) noexcept {
+#ifdef PERCORE_FAULTS
+  if (before_call(call::getaddrinfo, -1, 0).injected) return EAI_AGAIN;
+  if (const resolver_stand_in instead = resolver()) return instead(host, hints, found);
+#endif
+  return ::getaddrinfo(host, nullptr, hints, found);
+}
+
 // Index of a network interface by its name; 0 if there is none of that name.
 inline unsigned interface_index(const char* name) noexcept { return ::if_nametoindex(name); }
 
@@ -277,6 +308,11 @@ inline int eventfd(unsigned initial, int flags) noexcept {
 inline ssize_t read(int fd, void* buffer, std::size_t length) noexcept {
   PERCORE_FAULT_POINT(read, fd);
   return or_errno(::read(fd, buffer, length));
+}
+
+inline ssize_t pread(int fd, void* buffer, std::size_t length, off_t offset) noexcept {
+  PERCORE_FAULT_POINT(pread, fd);
+  return or_errno(::pread(fd, buffer, length, offset));
 }
 
 inline ssize_t write(int fd, const void* buffer, std::size_t length) noexcept {

@@ -20,12 +20,10 @@ namespace percore::sys {
 namespace {
 
 constexpr std::array<const char*, call_count> names = {
-    "accept4",       "bind",          "chmod",         "clock_gettime", "close",      "connect",
-    "epoll_create1", "epoll_ctl_add", "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd",
-    "fcntl",         "futex_wait",    "getsockname",   "getsockopt",    "listen",     "lstat",
-    "mmap",          "poll",          "read",          "recv",          "send",       "sendmsg",
-    "setsockopt",    "shutdown",      "socket",        "thread_create", "unlink",     "unshare",
-    "write"};
+    "accept4", "bind", "chmod", "clock_gettime", "close", "connect", "epoll_create1", "epoll_ctl_add",
+    "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd", "fcntl", "futex_wait", "getaddrinfo", "getsockname", "getsockopt",
+    "listen", "lstat", "mmap", "pipe2", "poll", "pread", "read", "recv", "send", "sendfile", "sendmsg",
+    "setsockopt", "shutdown", "socket", "splice", "thread_create", "unlink", "unshare", "write"};
 static_assert(names.back() != nullptr);
 
 constexpr std::size_t index_of(call which) noexcept {
@@ -45,6 +43,7 @@ struct installed_plan {
 
 std::atomic<installed_plan*> current{nullptr};
 std::atomic<kernel_stand_in*> stand_in{nullptr};
+std::atomic<resolver_stand_in> names_from{nullptr};
 
 // xoshiro256** seeded by splitmix64 (Blackman and Vigna, "Scrambled linear pseudorandom number generators",
 // 2021).
@@ -176,7 +175,9 @@ fault_verdict decide(const fault_plan& plan, draws& draw, call which, int fd, st
   switch (which) {
     case call::recv:
     case call::send:
+    case call::sendfile:
     case call::sendmsg:
+    case call::splice:
       return decide_transfer(plan, draw, which, fd, length);
     case call::accept4:
       if (draw.happens(plan.connection_aborted)) return fails(ECONNABORTED, length);
@@ -266,6 +267,9 @@ void note_epoll_add(int epoll_fd, int fd, std::uint32_t events, std::uint64_t da
 }
 
 void set_kernel_stand_in(kernel_stand_in* instead) noexcept { stand_in.store(instead, std::memory_order_release); }
+
+void set_resolver_stand_in(resolver_stand_in instead) noexcept { names_from.store(instead); }
+resolver_stand_in resolver() noexcept { return names_from.load(); }
 
 kernel_stand_in* stand_in_for(int fd) noexcept {
   kernel_stand_in* const installed = stand_in.load(std::memory_order_acquire);

@@ -5,6 +5,7 @@
 // compiled into the engine.
 #pragma once
 
+#include <netdb.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 
@@ -30,19 +31,24 @@ enum class call : std::uint8_t {
   eventfd,
   fcntl,
   futex_wait,
+  getaddrinfo,
   getsockname,
   getsockopt,
   listen,
   lstat,
   mmap,
+  pipe2,
   poll,
+  pread,
   read,
   recv,
   send,
+  sendfile,
   sendmsg,
   setsockopt,
   shutdown,
   socket,
+  splice,
   thread_create,
   unlink,
   unshare,
@@ -57,14 +63,14 @@ const char* call_name(call which) noexcept;
 // Probabilities from 0 to 1, each drawn on its own for every call that it applies to.
 struct fault_plan {
   std::uint64_t seed = 0;         // the same seed gives each thread (numbered in order of first use) the same draws
-  double short_read = 0;          // recv takes 1..n-1 of the bytes asked for
-  double short_write = 0;         // send and sendmsg take 1..n-1 of the bytes offered
-  double would_block = 0;         // EAGAIN from recv, send, sendmsg and accept4
-  double interrupted = 0;         // EINTR from recv, send, sendmsg, accept4 and epoll_wait
+  double short_read = 0;          // recv (and splice from a socket) takes 1..n-1 of the bytes asked for
+  double short_write = 0;         // send, sendmsg, sendfile and splice take 1..n-1 of the bytes offered
+  double would_block = 0;         // EAGAIN from recv, send, sendmsg, sendfile, splice and accept4
+  double interrupted = 0;         // EINTR from the same and epoll_wait
   double connection_aborted = 0;  // ECONNABORTED from accept4
   double too_many_files = 0;      // EMFILE from accept4 and socket
-  double no_memory = 0;           // ENOMEM from accept4, epoll_ctl(ADD), send, sendmsg and mmap
-  double reset = 0;               // ECONNRESET from recv, send and sendmsg; the socket really is reset by its close
+  double no_memory = 0;           // ENOMEM from accept4, epoll_ctl(ADD), sends and mmap
+  double reset = 0;               // ECONNRESET from receives and sends; the socket really is reset by its close
   // After the first fail_after[c] calls of kind c, which pass, the next fail_next[c] fail with fail_errno[c], whatever
   // the probabilities. Counted over all threads from set_fault_plan on.
   std::array<std::uint32_t, call_count> fail_after{};
@@ -117,5 +123,11 @@ class kernel_stand_in {
 void set_kernel_stand_in(kernel_stand_in* instead) noexcept;
 kernel_stand_in* stand_in_for(int fd) noexcept;                         // nullptr: the kernel itself
 kernel_stand_in* stand_in_asked(int level, int name) noexcept;  // the same, for an option
+
+// What names resolve to instead of asking the system, as getaddrinfo(3) answers; nullptr: the system is asked. The answer is
+// given back with freeaddrinfo(3). Not while a server runs.
+using resolver_stand_in = int (*)(const char* host, const addrinfo* hints, addrinfo** found);
+void set_resolver_stand_in(resolver_stand_in instead) noexcept;
+resolver_stand_in resolver() noexcept;
 
 }  // namespace percore::sys

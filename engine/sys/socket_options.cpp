@@ -227,4 +227,32 @@ int apply_to_connection(int fd, address_family family, const socket_options& opt
   return set(fd, SOL_SOCKET, SO_SNDBUF, options.send_buffer_bytes);
 }
 
+void apply_to_outgoing(int fd, address_family family, const socket_options& options, bool fast_open) noexcept {
+  const auto set_int = [fd](int level, int name, long long value) {
+    if (value != 0) (void)set(fd, level, name, static_cast<int>(value));
+  };
+  set_int(SOL_SOCKET, SO_RCVBUF, options.receive_buffer_bytes);
+  set_int(SOL_SOCKET, SO_SNDBUF, options.send_buffer_bytes);
+  if (!is_tcp(family)) return;
+  set_int(IPPROTO_TCP, TCP_NODELAY, options.no_delay ? 1 : 0);
+  set_int(IPPROTO_TCP, TCP_FASTOPEN_CONNECT, fast_open ? 1 : 0);
+  set_int(IPPROTO_TCP, TCP_USER_TIMEOUT, options.user_timeout.count());
+  set_int(SOL_SOCKET, SO_BUSY_POLL, options.busy_poll.count());
+  if (options.keepalive.on) {
+    set_int(SOL_SOCKET, SO_KEEPALIVE, 1);
+    set_int(IPPROTO_TCP, TCP_KEEPIDLE, options.keepalive.idle.count());
+    set_int(IPPROTO_TCP, TCP_KEEPINTVL, options.keepalive.interval.count());
+    set_int(IPPROTO_TCP, TCP_KEEPCNT, options.keepalive.count);
+  }
+  if (options.linger.has_value()) {
+    const ::linger value{1, static_cast<int>(options.linger->count())};
+    (void)set(fd, SOL_SOCKET, SO_LINGER, value);
+  }
+}
+
+void choose_port_late(int fd) noexcept {
+  constexpr int ip_bind_address_no_port = 24;  // linux/in.h
+  (void)set(fd, IPPROTO_IP, ip_bind_address_no_port, 1);
+}
+
 }  // namespace percore::sys

@@ -44,4 +44,10 @@ bool needs_per_connection_setup(address_family family, const socket_options& opt
 // Sets what is not inherited. 0 or a negative errno value.
 int apply_to_connection(int fd, address_family family, const socket_options& options) noexcept;
 
+// Sets on a socket that is about to connect what concerns it. What the kernel does not take is left out.
+void apply_to_outgoing(int fd, address_family family, const socket_options& options, bool fast_open) noexcept;
+// Before a bind to port 0: the port is chosen by connect, among all that are free towards that peer
+// (IP_BIND_ADDRESS_NO_PORT, ip(7), Linux 4.2).
+void choose_port_late(int fd) noexcept;
+
 }  // namespace percore::sys

@@ -47,6 +47,8 @@ class session {
   [[nodiscard]] bool pending() const noexcept { return more_ || failed_; }
   // The handshake cannot go on without more from the peer; a client's begins without.
   [[nodiscard]] bool awaits_input() const noexcept { return awaits_input_; }
+  // The io holds input for a handshake that has not begun.
+  void input_is_there() noexcept { awaits_input_ = false; }
   // The first step of the handshake was made: as a server, the peer has sent something.
   [[nodiscard]] bool begun() const noexcept { return begun_; }
   [[nodiscard]] bool established() const noexcept { return established_; }

@@ -59,6 +59,9 @@ class address {
   std::uint16_t port() const noexcept { return port_; }
   address with_port(std::uint16_t port) const noexcept;
 
+  // The IP address alone, as inet_pton(3) reads it; empty for any other family.
+  std::string host() const;
+
   // Interface index of an IPv6 zone; 0 if there is none.
   std::uint32_t scope_id() const noexcept { return scope_id_; }
 

@@ -20,6 +20,9 @@
 #include <percore/detail/links.hpp>
 #include <percore/error.hpp>
 #include <percore/offload.hpp>
+#include <percore/relay.hpp>
+#include <percore/send_file.hpp>
+#include <percore/task.hpp>
 #include <percore/tls.hpp>
 
 struct ssl_st;  // OpenSSL's SSL
@@ -28,6 +31,7 @@ namespace percore {
 
 class server;
 class connection;
+struct proxy_header;
 
 namespace detail {
 
@@ -176,8 +180,8 @@ struct type_tag {
 
 }  // namespace detail
 
-// One accepted connection, in a preallocated slot of the core that accepted it. The engine makes it, closes it when
-// the handler returns and reuses the slot afterwards. Every member function may be called only on that core's
+// One connection, accepted or dialled, in a preallocated slot of the core that made it. The engine closes it when
+// the handler returns (a dialled one: when its owner goes, see dial.hpp) and reuses the slot afterwards. Every member function may be called only on that core's
 // thread: from the handler, from what it awaits, or from a function posted with connection_handle::post. Other
 // threads hold a connection_handle.
 //
@@ -185,7 +189,7 @@ struct type_tag {
 // Nothing here throws because of what a peer does.
 //
 // At most one read and one write of a connection may be waited for at a time, and only by its own handler (or what
-// that awaits). Anything else is a fault of the program and ends it with a message.
+// that awaits); those of a dialled one by one handler at a time. Anything else is a fault of the program and ends it with a message.
 class connection {
  public:
   connection(const connection&) = delete;
@@ -255,6 +259,23 @@ class connection {
   detail::write_pieces_awaiter write_last(std::span<const bytes_view> pieces) noexcept {
     return detail::write_pieces_awaiter(*this, pieces, true);
   }
+
+  // Sends `length` bytes of a regular file from `offset` on without taking them through the program (sendfile(2)); with TLS
+  // that the kernel does not do, and of files that know no sendfile, in copies of at most 16 KiB. False when it was not
+  // all: error() tells why, `bytes` how many were sent (with TLS in whole copies). errc::file_ended: the file ended
+  // before, because it is shorter or has been cut meanwhile; then, and when the file cannot be read, the connection
+  // lives on. A file that grows is sent as far as was asked for, `to_end_of_file` as far as it then goes; one that is
+  // changed is sent as the kernel finds it; holes are zeros. `file` must stay open and its position does not move. What
+  // the page cache does not hold is read from the disk while the core waits: for cold files on slow disks read them
+  // first, by offload().
+  detail::send_file_awaiter send_file(int file, std::uint64_t offset, std::uint64_t length) noexcept {
+    return detail::send_file_awaiter(*this, file, offset, length);
+  }
+
+  // Writes to `other` (which may be this one: an echo) what is received here, as relay() does in each direction, until the
+  // stream ends, either fails, or `limit` bytes are copied; what was received beyond stays. The end of the stream is not
+  // passed on. `other` must be a connection that the caller may await.
+  task<copied> copy_to(connection& other, std::uint64_t limit = no_limit);
 
   // Sends or keeps all of `data` without waiting, or none of it: false when the unsent tail has no room
   // (errc::limit_exceeded; the connection lives on), a write is being waited for, or the connection no longer sends.
@@ -344,11 +365,14 @@ class connection {
 
   // --- where and who ---------------------------------------------------------------------------------------
 
-  [[nodiscard]] address peer_address() const noexcept;   // as accept4 told it; no system call
+  // As accept4 told it, a balancer has said (listen_options::proxy_protocol), or it was dialled; no system call.
+  [[nodiscard]] address peer_address() const noexcept;
+  // The header that a balancer has sent; nullptr: none. Valid as long as the handler runs.
+  [[nodiscard]] const proxy_header* proxied() const noexcept;
   [[nodiscard]] address local_address() const noexcept;  // one getsockname; unspecified once closed
   [[nodiscard]] server& owner() const noexcept;
   [[nodiscard]] unsigned core_index() const noexcept;     // 0 .. server::core_count() - 1
-  [[nodiscard]] std::size_t listener() const noexcept;    // as server::listen returned it
+  [[nodiscard]] std::size_t listener() const noexcept;    // as server::listen returned it; ~0: dialled
   // True once a shutdown has begun: a good moment to say goodbye instead of waiting for another message.
   [[nodiscard]] bool server_stopping() const noexcept;
   // Reaches this connection from any thread, or finds that it is gone.

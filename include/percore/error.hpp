@@ -19,6 +19,10 @@ enum class errc {
   truncated,          // the peer's FIN came without TLS's close_notify: what was read may not be all that was sent
   plaintext_injected, // start_tls: the peer had sent more in plain already (see buffered_plaintext)
   queue_full,         // offload: the queue to the helper threads has no room (helper_options::at_full)
+  no_address,         // dial: the name has none
+  not_permitted,      // dial: dial_options::permit has left out every address
+  cancelled,          // another task of a when_any was first
+  file_ended,         // send_file: the file is shorter than what was asked for
 };
 
 const std::error_category& error_category() noexcept;

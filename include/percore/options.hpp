@@ -16,6 +16,7 @@
 #include <percore/address.hpp>
 #include <percore/connection_handle.hpp>
 #include <percore/placement.hpp>
+#include <percore/proxy_protocol.hpp>
 #include <percore/socket_options.hpp>
 #include <percore/tls.hpp>
 
@@ -132,6 +133,11 @@ struct server_options {
   // 1,048,576. A read that finds none left waits until one is given back.
   std::size_t read_buffer_bytes = 32 * 1024;
   std::size_t read_buffers_per_core = 2048;
+  // Pipes for copying between sockets (relay, connection::copy_to), each of two descriptors: at most so many of one core
+  // hold something at a time, 0 to 65,536; without one left bytes are read and written. And the size of each, 4096 to 1 MiB
+  // (what the kernel refuses, pipe(7), stays at its 64 KiB).
+  std::size_t pipes_per_core = 256;
+  std::size_t pipe_bytes = 256 * 1024;
   // Messages that a core's mailbox holds, 1 to 16,777,216, rounded up to a power of two; more are answered with
   // queue_full.
   std::size_t mailbox_messages = 4096;
@@ -211,6 +217,10 @@ struct listen_options {
   std::optional<tls_context> tls;
   // A whole handshake, also that of start_tls; resolution and limit as above, 0 is none.
   std::chrono::milliseconds handshake_timeout{10'000};
+
+  // Connections come from a balancer that says whom it brings, before everything else (before TLS too); then peer_address()
+  // is that client's, and connection::proxied() all that was said. Not for blocking handlers.
+  std::optional<proxy_protocol_options> proxy_protocol;
 
   // How much of a write may be kept when the socket does not take it, at most 1 GiB; over it the writer waits.
   // With TLS it is counted in encrypted bytes, and up to 64 KiB more may be kept: what is encrypted has to be sent.

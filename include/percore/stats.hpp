@@ -68,6 +68,10 @@ struct core_stats {
   std::uint64_t events = 0;              // readiness events that they brought
   std::uint64_t messages = 0;            // mailbox messages run
   std::uint64_t halted = 0;              // connections whose handler was ended by halt() or the end of a grace
+  std::uint64_t dialled = 0;             // outgoing connections made
+  std::uint64_t dials_failed = 0;
+  std::uint64_t pipes_exhausted = 0;     // chunks that were copied because no pipe was left
+  std::uint64_t proxy_refused = 0;       // connections reset for want of a PROXY header, or of trust in who sent it
   std::uint64_t spilled = 0;             // slices of coroutine handlers run by helpers: see listen_options::spill
   std::uint64_t spill_begins = 0;        // times a listener became slow (spilling::when_slow)
   std::uint64_t takeovers = 0;           // times another thread took the core over: see takeover_options

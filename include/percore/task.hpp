@@ -3,6 +3,7 @@
 
 #include <coroutine>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <new>
 #include <optional>
@@ -27,9 +28,19 @@ void release_frame(void* frame) noexcept;
 // Resumes `handle` once the coroutine that runs now has suspended: on the same thread, from the bottom of the stack.
 void resume_next(std::coroutine_handle<> handle) noexcept;
 
+class fork;
+
 struct promise_base {
   std::coroutine_handle<> continuation;  // who waits for this task; set only when it did not finish at once
   std::exception_ptr exception;
+  // What this one waits for, if it is a task (its promise) or several (a fork, with bit 0 set): for when_any, which looks for
+  // the end of the chain. 0: an operation, or nothing. Bit 1: `continuation` is a task. One word, since frames are to fit
+  // their slots.
+  std::uintptr_t awaited = 0;
+  static constexpr std::uintptr_t is_fork = 1;
+  static constexpr std::uintptr_t called_by_task = 2;
+  void wait_for(std::uintptr_t what) noexcept { awaited = (awaited & called_by_task) | what; }
+  [[nodiscard]] std::uintptr_t waits_for() const noexcept { return awaited & ~called_by_task; }
 
   // Symmetric transfer is no tail call under -O0, -O1 and the sanitizers of GCC 12 and would overflow the stack, so
   // a finished task only names who comes next.
@@ -37,7 +48,12 @@ struct promise_base {
     bool await_ready() const noexcept { return false; }
     template <class Promise>
     void await_suspend(std::coroutine_handle<Promise> finished) const noexcept {
-      if (auto next = finished.promise().continuation) resume_next(next);
+      promise_base& self = finished.promise();
+      if ((self.awaited & called_by_task) != 0) {
+        // Alike for all promises: none is aligned to more than the two pointers in front of it.
+        std::coroutine_handle<promise_base>::from_address(self.continuation.address()).promise().wait_for(0);
+      }
+      if (self.continuation) resume_next(self.continuation);
     }
     void await_resume() const noexcept {}
   };
@@ -71,6 +87,7 @@ struct promise_base {
 template <class T>
 struct promise : promise_base {
   static_assert(!std::is_reference_v<T>, "a task returns a value; for a reference return a pointer");
+  static_assert(alignof(T) <= alignof(std::max_align_t), "frames have no larger alignment");
   std::optional<T> value;
 
   task<T> get_return_object() noexcept;
@@ -134,10 +151,16 @@ class [[nodiscard("a task runs only when it is awaited")]] task {
     // A task runs once: awaiting it again answers at once, with what the first time has left.
     bool await_ready() const noexcept { return !handle_ || handle_.done(); }
     // Runs the task until its first wait. Without one there is nothing to suspend for.
-    bool await_suspend(std::coroutine_handle<> waiter) const {
+    template <class Waiter>
+    bool await_suspend(std::coroutine_handle<Waiter> waiter) const {
       handle_.resume();
       if (handle_.done()) return false;
       handle_.promise().continuation = waiter;
+      if constexpr (std::is_base_of_v<detail::promise_base, Waiter>) {
+        handle_.promise().awaited |= detail::promise_base::called_by_task;
+        waiter.promise().wait_for(
+            reinterpret_cast<std::uintptr_t>(static_cast<detail::promise_base*>(&handle_.promise())));
+      }
       return true;
     }
     // Throws std::bad_alloc when the frame could not be allocated.
@@ -152,6 +175,9 @@ class [[nodiscard("a task runs only when it is awaited")]] task {
 
   awaiter operator co_await() const& noexcept { return awaiter(handle_); }
   awaiter operator co_await() const&& noexcept { return awaiter(handle_); }
+
+  // For the engine.
+  [[nodiscard]] handle_type handle() const noexcept { return handle_; }
 
   // Gives the frame to the caller, who must destroy it. For the engine.
   [[nodiscard]] handle_type release() noexcept { return std::exchange(handle_, {}); }

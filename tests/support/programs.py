@@ -59,6 +59,10 @@ class Server:
             line += byte
         return line.decode()
 
+    def line(self):
+        """The next line on standard output."""
+        return self._first_line()
+
     def error_line(self):
         """The next line on standard error; wait() gives what is left of it."""
         return self._process.stderr.readline().decode()

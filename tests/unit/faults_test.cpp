@@ -137,16 +137,16 @@ TEST_CASE("faults: probabilities hold for the calls they are documented for") {
     int error;
   };
   const std::vector<row> rows = {
-      {&fault_plan::would_block, {call::recv, call::send, call::sendmsg, call::accept4}, EAGAIN},
+      {&fault_plan::would_block, {call::recv, call::send, call::sendfile, call::sendmsg, call::splice, call::accept4}, EAGAIN},
       {&fault_plan::interrupted,
-       {call::recv, call::send, call::sendmsg, call::accept4, call::epoll_wait},
+       {call::recv, call::send, call::sendfile, call::sendmsg, call::splice, call::accept4, call::epoll_wait},
        EINTR},
       {&fault_plan::connection_aborted, {call::accept4}, ECONNABORTED},
       {&fault_plan::too_many_files, {call::accept4, call::socket}, EMFILE},
       {&fault_plan::no_memory,
-       {call::accept4, call::epoll_ctl_add, call::send, call::sendmsg, call::mmap},
+       {call::accept4, call::epoll_ctl_add, call::send, call::sendfile, call::sendmsg, call::splice, call::mmap},
        ENOMEM},
-      {&fault_plan::reset, {call::recv, call::send, call::sendmsg}, ECONNRESET},
+      {&fault_plan::reset, {call::recv, call::send, call::sendfile, call::sendmsg, call::splice}, ECONNRESET},
   };
   for (const row& r : rows) {
     CAPTURE(r.error);

@@ -1,0 +1,91 @@
+// send_file: sendfile(2), and reading and sending where that cannot be.
+
+#include <percore/send_file.hpp>
+
+#include <algorithm>
+#include <array>
+
+#include "engine/connection/slot.hpp"
+
+namespace percore {
+
+using engine::slot;
+
+namespace {
+
+constexpr std::size_t sendfile_bytes = 512 * 1024;  // in one call
+constexpr std::size_t copy_bytes = 16 * 1024;       // a TLS record
+
+}  // namespace
+
+bool detail::send_file_awaiter::await_ready() noexcept {
+  send = [](write_source& self, slot& through) noexcept {
+    return static_cast<send_file_awaiter&>(self).step(through);
+  };
+  slot& s = slot::of(*owner_);
+  return !s.is_away() && s.start_source(*this);
+}
+
+bool detail::send_file_awaiter::await_suspend(std::coroutine_handle<> waiter) noexcept {
+  slot& s = slot::of(*owner_);
+  return s.is_away() ? s.request_wait(*this, waiter) : s.suspend_write(waiter);
+}
+
+sent_file detail::send_file_awaiter::await_resume() const noexcept {
+  return {sent_, slot::of(*owner_).write_ok};
+}
+
+detail::write_source::outcome detail::send_file_awaiter::step(slot& through) noexcept {
+  if (left_ == 0) return outcome::done;
+  if (copying_ || through.encrypting) return copy(through);
+  auto position = static_cast<off_t>(offset_);
+  const std::size_t size = static_cast<std::size_t>(std::min<std::uint64_t>(left_, sendfile_bytes));
+  const ssize_t result = sys::sendfile(through.fd, file_, &position, size);
+  if (result > 0) {
+    (void)through.sent(result);
+    advance(static_cast<std::uint64_t>(result));
+    return left_ == 0 ? outcome::done : outcome::more;
+  }
+  if (result == 0) return ended(through);
+  if (result == -EAGAIN || result == -EINTR || result == -EPIPE || result == -ECONNRESET) {
+    (void)through.sent(result);
+  } else {
+    copying_ = true;  // which also finds out whether it is the file's fault or the socket's
+  }
+  return outcome::more;
+}
+
+// What is left of the last call stays in the file: only what was sent counts.
+detail::write_source::outcome detail::send_file_awaiter::copy(slot& through) noexcept {
+  std::array<std::byte, copy_bytes> bytes;
+  const std::size_t size = static_cast<std::size_t>(std::min<std::uint64_t>(left_, bytes.size()));
+  const ssize_t got = sys::pread(file_, bytes.data(), size, static_cast<off_t>(offset_));
+  if (got == -EINTR) return outcome::more;
+  if (got < 0) {
+    through.fail(static_cast<int>(got));
+    return outcome::failed;
+  }
+  if (got == 0) return ended(through);
+  if (through.encrypting) {
+    if (through.send_plaintext(bytes.data(), static_cast<std::size_t>(got))) advance(static_cast<std::uint64_t>(got));
+  } else {
+    const ssize_t result =
+        through.sent(sys::send(through.fd, bytes.data(), static_cast<std::size_t>(got), MSG_NOSIGNAL));
+    if (result > 0) advance(static_cast<std::uint64_t>(result));
+  }
+  return left_ == 0 ? outcome::done : outcome::more;
+}
+
+detail::write_source::outcome detail::send_file_awaiter::ended(slot& through) const noexcept {
+  if (to_end_) return outcome::done;
+  through.fail(static_cast<int>(errc::file_ended));
+  return outcome::failed;
+}
+
+void detail::send_file_awaiter::advance(std::uint64_t bytes) noexcept {
+  offset_ += bytes;
+  left_ -= bytes;
+  sent_ += bytes;
+}
+
+}  // namespace percore

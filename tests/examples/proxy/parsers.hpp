@@ -1,0 +1,86 @@
+// What clients of the proxy send, as bytes: SOCKS5 (RFC 1928, RFC 1929) and the head of an HTTP request. Pure functions;
+// nothing that a peer sends can do more than fail.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace proxy {
+
+struct target {
+  std::string host;  // a name, or an IP address as text
+  std::uint16_t port = 0;
+};
+
+enum class outcome {
+  more,   // the message is not whole yet
+  done,
+  wrong,  // it never will be
+};
+
+namespace socks {
+
+inline constexpr unsigned char version = 5;
+
+// RFC 1928 3: the methods that a client offers.
+struct greeting {
+  bool without_authentication = false;
+  bool with_password = false;
+};
+outcome parse(std::string_view bytes, greeting& into, std::size_t& used);
+
+// RFC 1929.
+struct credentials {
+  std::string user;
+  std::string password;
+};
+outcome parse(std::string_view bytes, credentials& into, std::size_t& used);
+
+// RFC 1928 4.
+enum class command : unsigned char { connect = 1, bind = 2, udp_associate = 3 };
+enum class reply : unsigned char {
+  succeeded = 0,
+  general_failure = 1,
+  not_allowed = 2,
+  network_unreachable = 3,
+  host_unreachable = 4,
+  connection_refused = 5,
+  time_to_live_expired = 6,
+  command_not_supported = 7,
+  address_type_not_supported = 8,
+};
+struct request {
+  unsigned char wanted = 0;  // a command, or something else
+  target where;
+  reply problem = reply::succeeded;  // with outcome::wrong: what to answer
+};
+outcome parse(std::string_view bytes, request& into, std::size_t& used);
+
+// RFC 1928 6, with an address of zeros: nobody needs ours.
+std::string answer(reply code);
+
+}  // namespace socks
+
+namespace http {
+
+struct request {
+  target where;
+  bool tunnel = false;           // CONNECT
+  std::string authorization;     // of Proxy-Authorization, as it was sent
+  std::uint64_t body_bytes = 0;  // of a request that is forwarded
+  std::string head;              // what is sent on for it
+  int status = 400;              // with outcome::wrong: what to answer
+};
+// `head`: up to and with the empty line.
+outcome parse(std::string_view head, request& into);
+
+std::string answer(int status, std::string_view more_headers = {});
+
+// The user and password of "Basic ..." (RFC 7617); false when it is none.
+bool decode_basic(std::string_view authorization, std::string& user, std::string& password);
+
+}  // namespace http
+
+}  // namespace proxy
