@@ -97,23 +97,25 @@ bool detail::offload_piece::submit_away(engine::slice_job& slice, std::coroutine
   return true;
 }
 
-void detail::offload_piece::answer_soon(core_resources& core, int reason) noexcept {
-  place_ = place::answered;
-  error_ = reason;
+// This, for a list of the core's whose turn lets the waiter go on.
+detail::ready_node& detail::offload_piece::go_on_node() noexcept {
   run = [](ready_node& node) {
     static_cast<offload_piece&>(static_cast<job&>(node)).go_on(*engine::core_of_thread);
   };
-  core.ready.push_back(*this);
+  return *this;
+}
+
+void detail::offload_piece::answer_soon(core_resources& core, int reason) noexcept {
+  place_ = place::answered;
+  error_ = reason;
+  core.ready.push_back(go_on_node());
 }
 
 void detail::offload_piece::go_on(core_resources& core) noexcept {
   deadline_.unlink();
   if (owner != nullptr && owner->generation == generation_ && owner->is_away()) {  // with another coroutine's slice
     place_ = place::answered;
-    run = [](ready_node& node) {
-      static_cast<offload_piece&>(static_cast<job&>(node)).go_on(*engine::core_of_thread);
-    };
-    owner->put_off(*this);
+    owner->put_off(go_on_node());
     return;
   }
   place_ = place::nowhere;

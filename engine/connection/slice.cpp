@@ -107,8 +107,7 @@ void slot::resume_detachable(std::coroutine_handle<> handle) noexcept {
   if (slice != nullptr) {
     slice->operations = 0;
     if (slice->settling) {
-      PERCORE_ASSERT(slice->runnable_count < slice->runnable.size(), "a connection has too many coroutines");
-      slice->runnable[slice->runnable_count++] = handle;
+      slice->add_runnable(handle);
       return;
     }
   }
@@ -404,9 +403,7 @@ void slot::settle_slice() noexcept {
   const std::size_t count = std::exchange(job.request_count, 0);
   for (std::size_t i = 0; i < count; ++i) {
     const slice_job::request wanted = job.requests[i];
-    if (!wanted.start(wanted.what, wanted.waiter) || !wanted.waiter) continue;
-    PERCORE_ASSERT(job.runnable_count < job.runnable.size(), "a connection has too many coroutines");
-    job.runnable[job.runnable_count++] = wanted.waiter;
+    if (wanted.start(wanted.what, wanted.waiter) && wanted.waiter) job.add_runnable(wanted.waiter);
   }
   job.operations = operations;
   core->running = nullptr;

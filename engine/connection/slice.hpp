@@ -11,6 +11,7 @@
 #include <percore/detail/message.hpp>
 #include <percore/offload.hpp>
 
+#include "engine/base/assert.hpp"
 #include "engine/base/intrusive_list.hpp"
 
 namespace percore::engine {
@@ -53,6 +54,12 @@ struct slice_job : detail::job {
   slice_job& note() noexcept {
     anything_happened = true;
     return *this;
+  }
+
+  // It is back: what can go on, once all is settled.
+  void add_runnable(std::coroutine_handle<> handle) noexcept {
+    PERCORE_ASSERT(runnable_count < runnable.size(), "a connection has too many coroutines");
+    runnable[runnable_count++] = handle;
   }
 
   std::coroutine_handle<> next;  // what goes on

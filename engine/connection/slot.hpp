@@ -449,6 +449,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool flush_tail() noexcept;
   void send_pieces() noexcept;
   bool write_rest(const bytes_view* first, std::size_t count, bool last, std::size_t done, bool in_turn) noexcept;
+  bool begin_output(bool in_turn) noexcept;  // of the write that is noted. True: done
   void skip_sent_pieces() noexcept;
   void keep_rest() noexcept;
   bool keep_plain_rest() noexcept;

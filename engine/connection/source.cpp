@@ -27,13 +27,7 @@ bool slot::start_source(detail::write_source& from) noexcept {
   piece_offset = 0;
   write_remaining = 1;  // until it is done
   write_last = false;
-  writing = true;
-  if (!in_turn) {
-    postponed = true;
-    return false;
-  }
-  advance_output();
-  return !writing;
+  return begin_output(in_turn);
 }
 
 void slot::send_source() noexcept {

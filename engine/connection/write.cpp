@@ -55,6 +55,10 @@ bool slot::write_rest(const bytes_view* first, std::size_t count, bool last, std
   write_remaining -= done;
   write_last = last;
   sending_done = last;
+  return begin_output(in_turn);
+}
+
+bool slot::begin_output(bool in_turn) noexcept {
   writing = true;
   if (!in_turn) {
     postponed = true;

@@ -97,6 +97,7 @@ class offload_piece : protected job {
   };
 
   bool submit_away(engine::slice_job& slice, std::coroutine_handle<> waiter) noexcept;
+  ready_node& go_on_node() noexcept;
   void answer_soon(engine::core_resources& core, int reason) noexcept;
   void go_on(engine::core_resources& core) noexcept;
 

@@ -84,35 +84,31 @@ class Bodies(unittest.TestCase):
             self.assertEqual(server.end(), 0)
             self.assertEqual(server.counter("frames_on_heap"), 0)
 
+    def ask_by_twenty(self, server, rounds):
+        """Twenty clients ask at once, so many times; then the server ends, and has counted them."""
+        clients = [server.client() for _ in range(20)]
+        for _ in range(rounds):
+            for client in clients:
+                client.send(GET)
+            for client in clients:
+                self.assertEqual(client.response()[0], 200)
+        for client in clients:
+            client.socket.close()
+        self.assertEqual(server.end(), 0)
+        self.assertEqual(sum(requests for _, requests in server.cores()), 20 * rounds)
+
     def test_ways_to_sleep(self):
         for how in ("timer", "offload", "blocking", "inline"):
             with self.subTest(how=how), Server("--sleep-ms", "20", "--sleep-how", how, "--cores", "1", "--helpers", "20",
                                                "--stats") as server:
-                clients = [server.client() for _ in range(20)]
-                for client in clients:
-                    client.send(GET)
-                for client in clients:
-                    self.assertEqual(client.response()[0], 200)
-                for client in clients:
-                    client.socket.close()
-                self.assertEqual(server.end(), 0)
-                self.assertEqual(sum(requests for _, requests in server.cores()), 20)
+                self.ask_by_twenty(server, 1)
                 self.assertEqual(server.counter("helpers_submitted"), 20 if how in ("offload", "blocking") else 0)
 
     def test_handlers_that_block_and_spill_or_lose_their_core(self):
         for options in (["--spill", "always"], ["--spill", "when_slow"], ["--takeover", "on", "--takeover-after-ms", "1"]):
             with self.subTest(options=options), Server("--sleep-ms", "5", "--sleep-how", "inline", "--cores", "1",
                                                        "--stats", *options) as server:
-                clients = [server.client() for _ in range(20)]
-                for _ in range(3):
-                    for client in clients:
-                        client.send(GET)
-                    for client in clients:
-                        self.assertEqual(client.response()[0], 200)
-                for client in clients:
-                    client.socket.close()
-                self.assertEqual(server.end(), 0)
-                self.assertEqual(sum(requests for _, requests in server.cores()), 60)
+                self.ask_by_twenty(server, 3)
                 self.assertGreater(server.counter("takeovers" if "--takeover" in options else "spilled"), 0)
 
     def test_blocking_handlers_serve_all_kinds_of_requests(self):
