@@ -23,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include "perf/command_line.hpp"
 #include "perf/pace/exchange.hpp"
 #include "perf/pace/histogram.hpp"
 
@@ -199,7 +200,7 @@ void print(const options& opt, const histogram& latency, const histogram& lag, s
 void run_at_rate(const options& opt, SSL_CTX* tls, const std::string& request) {
   std::vector<std::unique_ptr<pacer>> pacers;
   std::vector<std::thread> threads;
-  const std::vector<int> cpus = pace::allowed_cpus();
+  const std::vector<int> cpus = command_line::allowed_cpus();
   for (int i = 0; i < opt.threads; ++i) {
     const int share = opt.connections / opt.threads + (i < opt.connections % opt.threads ? 1 : 0);
     pacers.push_back(std::make_unique<pacer>(opt, opt.rate / opt.threads, share, tls, request));

@@ -35,6 +35,7 @@
 #include <thread>
 #include <vector>
 
+#include "perf/command_line.hpp"
 #include "perf/servers/floor/options.hpp"
 #include "perf/servers/floor/tls.hpp"
 #include "perf/servers/percore-http/crypto.hpp"
@@ -93,7 +94,7 @@ address resolve(const options& opt) {
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
   const int error = getaddrinfo(opt.host.c_str(), opt.port.c_str(), &hints, &found);
-  if (error != 0) floor_server::bad_usage("--listen: '" + opt.host + "': " + gai_strerror(error));
+  if (error != 0) command_line::bad_usage("--listen: '" + opt.host + "': " + gai_strerror(error));
   address result;
   result.length = found->ai_addrlen;
   std::memcpy(&result.storage, found->ai_addr, found->ai_addrlen);
