@@ -93,6 +93,7 @@ class Runner:
         results.add_ratios(measured, group.kinds[0].name)
         self.result["groups"][group.key] = {
             "test": group.test.name, "title": group.test.title, "cores": group.cores, "partial": partial,
+            "connections": sum(connections for _, connections in group.instances),
             "server_cpus": group.server_cpus, "load_cpus": [cpu for cpu, _ in group.instances], "servers": measured}
         self.save()
 
