@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-#include "perf/command_line.hpp"
+#include "perf/program.hpp"
 
 namespace pace {
 namespace {
@@ -35,8 +35,8 @@ constexpr const char* usage_text =
     "                     keep them until SIGTERM\n"
     "  --help             this text\n";
 
-using command_line::bad_usage;
-using command_line::parse_number;
+using program::bad_usage;
+using program::parse_number;
 
 int parse_count(std::string_view text, const char* name) {
   return parse_number(text, name, 1, 1'000'000);

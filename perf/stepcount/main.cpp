@@ -32,7 +32,7 @@
 #include <thread>
 #include <unordered_map>
 
-#include "perf/command_line.hpp"
+#include "perf/program.hpp"
 #include "perf/stepcount/decode.hpp"
 
 namespace {
@@ -49,10 +49,7 @@ struct counts {
   std::uint64_t futexes = 0;
 };
 
-[[noreturn]] void die(const char* what) {
-  std::fprintf(stderr, "stepcount: %s: %s\n", what, std::strerror(errno));
-  std::exit(1);
-}
+using program::die;
 
 // A cache line that atomics have changed.
 struct line {
@@ -223,9 +220,9 @@ int main(int argc, char** argv) {
         stderr);
     return 2;
   }
-  const pid_t pid = command_line::parse_number(argv[1], "PID", 1, std::numeric_limits<pid_t>::max());
-  const auto port = static_cast<std::uint16_t>(command_line::parse_number(argv[2], "PORT", 1, 65535));
-  const int requests = command_line::parse_number(argv[3], "REQUESTS", 1, 1'000'000'000);
+  const pid_t pid = program::parse_number(argv[1], "PID", 1, std::numeric_limits<pid_t>::max());
+  const auto port = static_cast<std::uint16_t>(program::parse_number(argv[2], "PORT", 1, 65535));
+  const int requests = program::parse_number(argv[3], "REQUESTS", 1, 1'000'000'000);
   std::array<client, connections> loads;
   for (client& load : loads) {
     load.close_each = argc == 5;

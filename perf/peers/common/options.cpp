@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "perf/command_line.hpp"
+#include "perf/program.hpp"
 #include "perf/peers/common/peer.hpp"
 
 namespace peer {
@@ -34,9 +34,9 @@ constexpr const char* usage_text =
     "  --tickets on|off         off: every handshake is full (default on)\n"
     "  --help                   this text\n";
 
-using command_line::bad_usage;
-using command_line::parse_number;
-using command_line::parse_switch;
+using program::bad_usage;
+using program::parse_number;
+using program::parse_switch;
 
 void parse_listen(std::string_view text, options& opt) {
   const std::size_t colon = text.rfind(':');
@@ -97,7 +97,7 @@ void apply(int found, options& opt, floor_server::tls_options& tls) {
       opt.sleep_ms = parse_number(optarg, "--sleep-ms", 0, 3'600'000);
       break;
     case cpus_:
-      opt.cpus = command_line::parse_cpus(optarg, "--cpus");
+      opt.cpus = program::parse_cpus(optarg, "--cpus");
       break;
     case defer_:
       opt.defer_accept_s = parse_number(optarg, "--defer-accept", 0, 3600);
@@ -141,7 +141,7 @@ options parse_options(int argc, char** argv, bool can_tls) {
   if (with_tls && (tls.certificate_file.empty() || tls.key_file.empty()))
     bad_usage("--tls needs --cert and --key");
   if (with_tls) opt.tls = tls;
-  if (opt.cpus.empty()) opt.cpus = command_line::allowed_cpus();
+  if (opt.cpus.empty()) opt.cpus = program::allowed_cpus();
   return opt;
 }
 

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "perf/command_line.hpp"
+#include "perf/program.hpp"
 
 namespace floor_server {
 namespace {
@@ -47,9 +47,9 @@ constexpr const char* usage_text =
     "                              (default on)\n"
     "  --help                      this text\n";
 
-using command_line::bad_usage;
-using command_line::parse_number;
-using command_line::parse_switch;
+using program::bad_usage;
+using program::parse_number;
+using program::parse_switch;
 
 void parse_listen(std::string_view text, options& opt) {
   const std::size_t colon = text.rfind(':');
@@ -179,7 +179,7 @@ options parse_options(int argc, char** argv) {
     if (c == keep_alive_) opt.keep_alive = parse_switch(optarg, "--keep-alive");
     if (c == aes_) opt.aes = true;
     if (c == sleep_) opt.sleep_ms = parse_number(optarg, "--sleep-ms", 0, 60'000);
-    if (c == cpus_) opt.cpus = command_line::parse_cpus(optarg, "--cpus");
+    if (c == cpus_) opt.cpus = program::parse_cpus(optarg, "--cpus");
     if (c == defer_accept_) opt.defer_accept_s = parse_number(optarg, "--defer-accept", 0, 3600);
     if (c == fin_with_data_) opt.fin_with_data = true;
     if (c == first_read_) first_read = parse_switch(optarg, "--accept-first-read");
@@ -193,7 +193,7 @@ options parse_options(int argc, char** argv) {
   if (optind < argc) bad_usage(std::string("unexpected argument '") + argv[optind] + "'");
   check(opt);
   check_tls(opt.tls, tls_given, key_type_given);
-  if (opt.cpus.empty()) opt.cpus = command_line::allowed_cpus();
+  if (opt.cpus.empty()) opt.cpus = program::allowed_cpus();
   opt.accept_first_read = first_read.value_or(opt.defer_accept_s > 0);
   return opt;
 }
