@@ -1,9 +1,12 @@
-// What the command lines of the programs under perf/ have in common that do without the library: each of these ends the
-// process with status 2 and one line on standard error where the user is wrong.
+// What the programs under perf/ have in common that do without the library: their command lines and a few system calls.
+// Where the user is wrong, the process ends with status 2, where the system refuses, with status 1; each with one line on
+// standard error.
 #pragma once
 
 #include <errno.h>
 #include <sched.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <array>
 #include <charconv>
@@ -14,11 +17,18 @@
 #include <system_error>
 #include <vector>
 
-namespace command_line {
+namespace program {
 
 [[noreturn]] inline void bad_usage(const std::string& why) {
   std::fprintf(stderr, "%s: %s (see --help)\n", program_invocation_short_name, why.c_str());
   std::exit(2);
+}
+
+// `what` has failed, errno says why.
+[[noreturn]] inline void die(const std::string& what) {
+  std::fprintf(stderr, "%s: %s: %s\n", program_invocation_short_name, what.c_str(),
+               std::system_category().message(errno).c_str());
+  std::exit(1);
 }
 
 // As short as it can be: 0.1 and not 0.100000.
@@ -82,4 +92,25 @@ inline std::vector<int> parse_cpus(std::string_view text, std::string_view name)
   }
 }
 
-}  // namespace command_line
+// The calling thread.
+inline void pin_to(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  if (sched_setaffinity(0, sizeof set, &set) != 0) die("sched_setaffinity");
+}
+
+// A socket option that is an int; `what` is its name.
+inline void set_option(int fd, int level, int name, int value, const char* what) {
+  if (setsockopt(fd, level, name, &value, sizeof value) != 0) die(what);
+}
+
+// As many descriptors as the process may have.
+inline void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace program
