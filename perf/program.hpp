@@ -1,6 +1,6 @@
-// What the programs under perf/ have in common that do without the library: their command lines and a few system calls.
-// Where the user is wrong, the process ends with status 2, where the system refuses, with status 1; each with one line on
-// standard error.
+// What the programs under perf/ have in common that do without the library: their command lines and a few system
+// calls. Where the user is wrong, the process ends with status 2, where the system refuses, with status 1; each with one
+// line on standard error.
 #pragma once
 
 #include <errno.h>
@@ -82,7 +82,8 @@ inline std::vector<int> parse_cpus(std::string_view text, std::string_view name)
     const std::string_view item = text.substr(0, text.find(','));
     const std::size_t dash = item.find('-');
     const int first = parse_number(item.substr(0, dash), name, 0, CPU_SETSIZE - 1);
-    const int last = dash == std::string_view::npos ? first : parse_number(item.substr(dash + 1), name, first, CPU_SETSIZE - 1);
+    int last = first;
+    if (dash != std::string_view::npos) last = parse_number(item.substr(dash + 1), name, first, CPU_SETSIZE - 1);
     for (int cpu = first; cpu <= last; ++cpu) {
       if (!CPU_ISSET(cpu, &allowed)) bad_usage(std::string(name) + ": may not run on CPU " + std::to_string(cpu));
       CPU_SET(cpu, &chosen);

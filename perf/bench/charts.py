@@ -61,7 +61,8 @@ class Charts:
         self.machine = machine.one_line(result["machine"])
         self.made = []
         known = [kind.name for kind in servers.built_in("", "")]
-        found = names_of(result["groups"].values()) + [n for of in result["latency"].values() for n in of] + list(result["idle"])
+        found = names_of(result["groups"].values()) + [name for measured in result["latency"].values() for name in measured]
+        found += result["idle"]
         self.order = known + [name for name in dict.fromkeys(found) if name not in known]
         marked = {mark for g in result["groups"].values() for entry in g["servers"].values() for mark in entry["marks"]}
         self.legend = "\n" + ", ".join(f"{report.MARKS[m]}: {MEANING[m]}" for m in sorted(marked)) if marked else ""
@@ -73,7 +74,8 @@ class Charts:
         for group in groups:
             counts.setdefault(group.get("connections", parameters["connections"]), []).append(group["test"])
         usual = max(counts, key=lambda count: len(counts[count]), default=parameters["connections"])
-        others = [f"{count} in test {', '.join(dict.fromkeys(tests))}" for count, tests in sorted(counts.items()) if count != usual]
+        others = [f"{count} in test {', '.join(dict.fromkeys(tests))}" for count, tests in sorted(counts.items())
+                  if count != usual]
         return (f"{self.machine}; {usual} connections{''.join(f' ({other})' for other in others)}, {parameters['load']}, "
                 f"profile {parameters['profile']}")
 

@@ -169,7 +169,8 @@ class Scale(unittest.TestCase):
     def test_lines_that_move_between_threads(self):
         """0x1000 is thread 1's alone; 0x2000 is stored to by thread 2 and then touched by 1; 0x3000 is only read."""
         lines = sharing.Lines()
-        lines.follow(b"--9--   SCHED[1]:  acquired lock (x)\n S 00002000,8\n--9--   SCHED[2]:  acquired lock (x)\nI  00400000,3")
+        lines.follow(b"--9--   SCHED[1]:  acquired lock (x)\n S 00002000,8\n"
+                     b"--9--   SCHED[2]:  acquired lock (x)\nI  00400000,3")
         lines.count(b" S 00002000,8\n S 00002008,8\n L 00003000,4\nI  00400003,2\n"
                     b"--9--   SCHED[2]: releasing lock (x) -> VgTs_WaitSys\n--9--   SCHED[1]:  acquired lock (x)\n"
                     b" S 00001000,8\n M 00001008,8\n L 00002038,8\n L 00002030,8\n L 00003000,4")

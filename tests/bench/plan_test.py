@@ -209,7 +209,8 @@ class BadUsage(unittest.TestCase):
 
     def test_a_reader_that_has_seen_enough(self):
         """As `scripts/bench --plan | head -1`. The plan is longer than a pipe is wide."""
-        with subprocess.Popen([BENCH, "--plan", "--topology", "c5.metal"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        with subprocess.Popen([BENCH, "--plan", "--topology", "c5.metal"], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as run:
             run.stdout.read(1)
             run.stdout.close()
             self.assertEqual(run.stderr.read(), b"")
