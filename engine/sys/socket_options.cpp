@@ -106,7 +106,8 @@ void set_fast_open(int fd, int queue, option_report& report) {
   socklen_t length = sizeof given;
   if (sys::getsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN, &given, &length) == 0 && given < queue) {
     if (!reasons.empty()) reasons += "; ";
-    reasons += "the kernel gives " + std::to_string(given) + " of " + std::to_string(queue) + ": raise net.core.somaxconn";
+    reasons += "the kernel gives " + std::to_string(given) + " of " + std::to_string(queue) +
+               ": raise net.core.somaxconn";
   }
   if (!reasons.empty()) report.degraded(socket_option::fast_open_queue, 0, reasons);
 }
