@@ -2,6 +2,7 @@
 
 #include <netinet/in.h>
 
+#include <string>
 #include <vector>
 
 namespace pace {
@@ -13,6 +14,7 @@ struct options {
   double duration_s = 10;
   double warm_up_s = 1;  // requests intended in it are sent but not counted
   int threads = 1;       // each pinned to one of the CPUs that the process may use
+  std::string target = "/";
   bool close = false;    // a connection for each request
   bool tls = false;
   bool resume = true;  // TLS: offer the session of the connection before

@@ -33,13 +33,14 @@ core_state::core_state(const handler_options& options, const response_layout& la
     : responses(layout),
       keep_alive_(options.keep_alive),
       all_slow_(all_slow),
+      sleep_target_(options.sleep.count() != 0 ? options.sleep_target : std::string()),
       most_answers_(layout.copies(true)),
       limits_(options.limits) {}
 
 // Answered from the ready response, and nothing has to be waited for: the body, if any, is there whole.
 bool core_state::is_quick(const request& head, std::size_t bytes) const noexcept {
   return !head.is_head && !head.chunked && !all_slow_ && head.content_length <= bytes - head.head_bytes &&
-         is_served(head.method);
+         is_served(head.method) && (sleep_target_.empty() || head.target != sleep_target_);
 }
 
 request_batch core_state::find_requests(std::string_view data, bool stopping) noexcept {
@@ -219,10 +220,12 @@ task<parse_result> skip_body(connection& conn, const request_limits& limits, boo
 
 // Reads one request, which was put back whole or in part. As skip_body; `head` has lost its views when it is
 // done.
-task<parse_result> read_request(connection& conn, const request_limits& limits, request& head) {
+task<parse_result> read_request(connection& conn, const handler_options& options, request& head, bool& sleeps) {
+  const request_limits& limits = options.limits;
   const bytes_view data = co_await conn.read();
   const parse_result result = parse_request(data, limits, head);
   if (!result.is_complete()) co_return result;
+  sleeps = options.sleep.count() != 0 && (options.sleep_target.empty() || head.target == options.sleep_target);
   if (!is_served(head.method)) co_return parse_result::error(501);
   const std::size_t rest = data.size() - head.head_bytes;
   if (!head.chunked && head.content_length == 0) {
@@ -241,14 +244,15 @@ task<parse_result> read_request(connection& conn, const request_limits& limits, 
 template <class Where>
 task<bool> serve_slow(connection& conn, Where where, const handler_options& options) {
   request head;
-  const parse_result result = co_await read_request(conn, options.limits, head);
+  bool sleeps = false;
+  const parse_result result = co_await read_request(conn, options, head, sleeps);
   if (result.needs_more()) co_return false;
   if (result.is_error()) {
     co_await refuse(conn, where, result.error_status(), !head.is_head);
     co_return false;
   }
 
-  if (options.sleep.count() != 0) {
+  if (sleeps) {
     conn.release_view();  // so that the core may lend the buffer to others meanwhile
     switch (options.how) {
       case sleep_kind::timer:

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -35,6 +36,7 @@ struct handler_options {
   bool fin_with_data = true;           // the last response carries the FIN
   std::chrono::milliseconds sleep{0};  // before each response
   sleep_kind how = sleep_kind::timer;
+  std::string sleep_target;            // only before those to requests for it; empty: before all
   request_limits limits;
   // Steps of handlers of one core may run on several threads at a time: each thread then has a state of its own.
   bool many_threads = false;
@@ -108,6 +110,7 @@ class alignas(64) core_state {
 
   bool keep_alive_;
   bool all_slow_;
+  std::string sleep_target_;
   std::size_t most_answers_;
   known_head last_head_;
   request_limits limits_;
@@ -143,8 +146,9 @@ class application {
   // No response is one ready piece: all take the slow path, whose frames do not fit the engine's default
   // slot.
   [[nodiscard]] bool all_slow() const noexcept {
-    return layout_.body_is_shared() || options_.sleep.count() != 0;
+    return layout_.body_is_shared() || (options_.sleep.count() != 0 && options_.sleep_target.empty());
   }
+  [[nodiscard]] bool may_be_slow() const noexcept { return all_slow() || options_.sleep.count() != 0; }
   // Made by the core itself at its first connection, so that its memory is near (first touch). Only that
   // core's thread.
   core_state& core(const percore::connection& conn) {
