@@ -34,7 +34,7 @@ core_state::core_state(const handler_options& options, const response_layout& la
       keep_alive_(options.keep_alive),
       all_slow_(all_slow),
       sleep_target_(options.sleep.count() != 0 ? options.sleep_target : std::string()),
-      most_answers_(layout.copies(true)),
+      most_answers_(options.waits_first() ? 1 : layout.copies(true)),  // then each request waits for itself
       limits_(options.limits) {}
 
 // Answered from the ready response, and nothing has to be waited for: the body, if any, is there whole.
@@ -285,19 +285,30 @@ task<bool> serve_slow(connection& conn, Where where, const handler_options& opti
 }  // namespace
 
 task<> http_handler::operator()(connection& conn) const {
-  if (app_->options().many_threads) return serve(conn, on_any_thread{app_, conn.core_index()});
-  return serve(conn, on_its_core{&app_->core(conn)});
+  if (app_->options().many_threads) return start(conn, on_any_thread{app_, conn.core_index()});
+  return start(conn, on_its_core{&app_->core(conn)});
 }
 
 template <class Where>
+task<> http_handler::start(connection& conn, Where where) const {
+  return app_->options().waits_first() ? serve<true>(conn, where) : serve<false>(conn, where);
+}
+
+template <bool waits_first, class Where>
 task<> http_handler::serve(connection& conn, Where where) const {
   bytes_view data = co_await conn.read();
   while (data) {
-    const request_batch batch = where.here().find_requests(data, conn.server_stopping());
+    request_batch batch = where.here().find_requests(data, conn.server_stopping());
     const std::size_t rest = data.size() - batch.bytes;
     if (rest != 0) conn.unread(rest);
     conn.release_view();  // the answers do not need it, and they may have to wait for a slow reader
 
+    if constexpr (waits_first) {
+      if (batch.answers != 0) {
+        if (!co_await conn.sleep_for(app_->options().sleep)) co_return;
+        if (conn.server_stopping() && rest == 0) batch.next = request_batch::then::close;  // since it began to wait
+      }
+    }
     if (batch.answers != 0) {
       const bool last = batch.next == request_batch::then::close;
       const typename Where::lease lease = where.here().responses.take(!last, batch.answers, conn.now());

@@ -38,6 +38,10 @@ struct handler_options {
   sleep_kind how = sleep_kind::timer;
   std::string sleep_target;            // only before those to requests for it; empty: before all
   request_limits limits;
+  // A timer runs before each response, also on the quick path.
+  [[nodiscard]] bool waits_first() const noexcept {
+    return sleep.count() != 0 && how == sleep_kind::timer && sleep_target.empty();
+  }
   // Steps of handlers of one core may run on several threads at a time: each thread then has a state of its own.
   bool many_threads = false;
 };
@@ -143,12 +147,16 @@ class application {
   application(const handler_options& options, body_kind kind, std::size_t body_bytes, std::size_t cores);
 
   [[nodiscard]] const handler_options& options() const noexcept { return options_; }
-  // No response is one ready piece: all take the slow path, whose frames do not fit the engine's default
-  // slot.
+  // No response is one ready piece, or a step of the handler blocks: all take the slow path, whose frames do not fit
+  // the engine's default slot.
   [[nodiscard]] bool all_slow() const noexcept {
-    return layout_.body_is_shared() || (options_.sleep.count() != 0 && options_.sleep_target.empty());
+    const bool waits = options_.sleep.count() != 0 && options_.sleep_target.empty();
+    return layout_.body_is_shared() || (waits && options_.how != sleep_kind::timer);
   }
-  [[nodiscard]] bool may_be_slow() const noexcept { return all_slow() || options_.sleep.count() != 0; }
+  // Some responses are so.
+  [[nodiscard]] bool may_be_slow() const noexcept {
+    return all_slow() || (options_.sleep.count() != 0 && !options_.sleep_target.empty());
+  }
   // Made by the core itself at its first connection, so that its memory is near (first touch). Only that
   // core's thread.
   core_state& core(const percore::connection& conn) {
@@ -190,8 +198,11 @@ class http_handler {
   percore::task<> operator()(percore::connection& conn) const;
 
  private:
-  // Where: on_its_core or on_any_thread, which know whose state a step of the handler uses.
+  // Where: on_its_core or on_any_thread, which know whose state a step of the handler uses. A template also so that servers
+  // without --sleep-ms pay nothing for it, in instructions as in the size of the frame.
   template <class Where>
+  percore::task<> start(percore::connection& conn, Where where) const;
+  template <bool waits_first, class Where>
   [[gnu::hot]] percore::task<> serve(percore::connection& conn, Where where) const;
 
   application* app_;
