@@ -100,9 +100,9 @@ status session::judge(int result) noexcept {
 
 // The same for a read. Handlers may have left errors of their own on this thread, for which SSL_get_error looks first;
 // to look for them before each read costs 1 % of a request. So the session itself is asked, and of the errors the latest
-// is its own.
+// is its own. What it wants is of an earlier read when this one has failed before it came to the input, for lack of memory.
 status session::judge_read() noexcept {
-  if (SSL_want_read(ssl_.get())) return failed_ ? status::failed : status::want_input;
+  if (SSL_want_read(ssl_.get()) && !io_.has_input()) return failed_ ? status::failed : status::want_input;
   const unsigned long error = ERR_peek_last_error();
   const bool ended = (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN) != 0;  // by close_notify, or an alert
   if (ended && (SSL_in_init(ssl_.get()) == 0 || error == 0)) {  // failures put a session back to the beginning
