@@ -168,7 +168,9 @@ bool session::write(std::span<const std::byte> data, std::int64_t now_ns) noexce
     const std::size_t size = std::min(data.size(), record);
     std::size_t written = 0;
     if (SSL_write_ex(ssl_.get(), data.data(), size, &written) != 1) {
-      fail_as_queued(ERR_peek_last_error());
+      // OpenSSL writes nothing between two parts of a message of the handshake (RFC 8446 5.1 allows to cut them).
+      if (SSL_want_read(ssl_.get())) fail(tls_failure::protocol, "the peer has sent a part of a handshake message only");
+      fail_as_queued(SSL_want_write(ssl_.get()) ? 0 : ERR_peek_last_error());  // the BIO leaves no error
       return false;
     }
     burst_ += written;
