@@ -23,7 +23,8 @@ constexpr const char* usage =
     "Serves SOCKS5 and HTTP on ADDRESS (default 127.0.0.1:5000; port 0: any free port).\n"
     "  --allow NETWORK[,PORT]   targets that may be reached (10.0.0.0/8, ::1 or 10.1.2.3,443)\n"
     "  --deny NETWORK[,PORT]    targets that may not; the first rule that fits decides. Behind all rules loopback, private\n"
-    "                           and other addresses that are not public are denied, the rest is allowed.\n"
+    "                           and other addresses that are not public are denied, this host's own (as they are when it\n"
+    "                           starts), and port 25; the rest is allowed.\n"
     "  --user NAME:PASSWORD     who may use it (several times); without one: everybody\n"
     "  --idle SECONDS           silence that ends a connection (default 300)\n"
     "  --request SECONDS        how long a client may take for its request (default 15)\n"
@@ -80,6 +81,7 @@ int main(int argc, char** argv) {
         throw std::invalid_argument("cannot use: " + std::string(argument) + '\n' + usage);
       }
     }
+    how.access.add_all_own();
     settings.on_started = [](percore::server& started) {
       std::cout << "listening on " << started.local_address().to_string() << std::endl;
     };

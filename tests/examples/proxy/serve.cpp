@@ -60,6 +60,16 @@ percore::task<bool> receive(percore::connection& conn, Message& into) {
   co_return false;
 }
 
+// Nothing more is said. What the client still sends is taken for a moment: a close with unread bytes would reset the
+// connection, and with it the answer (RFC 9112 9.6).
+percore::task<> linger(percore::connection& conn) {
+  conn.shutdown_write();
+  const auto end = conn.now() + std::chrono::seconds(2);
+  conn.set_read_timeout(std::chrono::seconds(2));
+  percore::bytes_view dropped = co_await conn.read();
+  while (dropped && conn.now() < end) dropped = co_await conn.read();
+}
+
 bool knows(const settings& how, const std::string& user, const std::string& password) {
   const auto known = how.users.find(user);
   if (known == how.users.end() || known->second.size() != password.size()) return false;
@@ -113,7 +123,7 @@ percore::task<bool> authenticate(percore::connection& conn, const settings& how)
   if (!co_await receive(conn, offered)) co_return false;
   const bool needed = !how.users.empty();
   if (needed ? !offered.with_password : !offered.without_authentication) {
-    co_await conn.write_last(std::string_view("\x05\xff", 2));
+    if (co_await conn.write_last(std::string_view("\x05\xff", 2))) co_await linger(conn);
     co_return false;
   }
   const std::string_view chosen = needed ? std::string_view("\x05\x02", 2) : std::string_view("\x05\x00", 2);
@@ -124,6 +134,7 @@ percore::task<bool> authenticate(percore::connection& conn, const settings& how)
   const bool known = knows(how, given.user, given.password);
   const std::string_view verdict = known ? std::string_view("\x01\x00", 2) : std::string_view("\x01\x01", 2);
   const bool written = co_await conn.write(verdict);
+  if (written && !known) co_await linger(conn);
   co_return known && written;
 }
 
@@ -143,14 +154,18 @@ percore::task<> serve_socks(percore::connection& conn, const settings& how, reco
   if (!whole || code != socks::reply::succeeded) {
     if (code == socks::reply::succeeded) code = socks::reply::general_failure;
     const std::string refusal = socks::answer(code);
-    co_await conn.write_last(refusal);
+    if (co_await conn.write_last(refusal)) co_await linger(conn);
     co_return;
   }
   percore::outgoing up = co_await reach(conn, how, wanted.where);
   if (!up) what.outcome = up.error().message();
   const std::string answer = socks::answer(up ? socks::reply::succeeded : reply_for(up.error()));
-  if (!co_await conn.write(answer) || !up) co_return;
-  co_await pass_on(conn, up, how, what);
+  const bool answered = co_await conn.write(answer);
+  if (answered && up) {
+    co_await pass_on(conn, up, how, what);
+  } else if (answered) {
+    co_await linger(conn);
+  }
 }
 
 // HTTP ------------------------------------------------------------------------------------------------------
@@ -172,7 +187,72 @@ percore::task<> refuse(percore::connection& conn, int status, record& what) {
   what.outcome = std::to_string(status);
   const std::string text =
       http::answer(status, status == 407 ? "Proxy-Authenticate: Basic realm=\"proxy\"\r\n" : "");
-  co_await conn.write_last(text);
+  if (co_await conn.write_last(text)) co_await linger(conn);
+}
+
+// A chunked body, chunk by chunk, until it is broken or cut off. When it has all been sent on, this waits for ever:
+// it is the answer's end that ends the exchange.
+percore::task<outcome> send_chunks(percore::connection& conn, percore::connection& up, std::uint64_t& sent) {
+  http::chunked_body body;
+  std::string data;
+  std::string chunk;
+  outcome state = outcome::more;
+  while (state == outcome::more) {
+    const percore::bytes_view got = co_await conn.read();
+    if (!got) co_return outcome::more;
+    std::string_view rest = got.text();
+    data.clear();
+    state = body.take(rest, data);
+    if (state == outcome::wrong) co_return state;
+    conn.unread(rest.size());
+    chunk.clear();
+    if (!data.empty()) http::add_chunk(data, chunk);
+    if (state == outcome::done) chunk += http::last_chunk;
+    if (chunk.empty()) continue;
+    const bool written = co_await up.write(chunk);
+    if (!written) co_return outcome::more;
+    sent += data.size();
+  }
+  bool waiting = true;
+  while (waiting) waiting = co_await conn.sleep_for(std::chrono::hours(1));
+  co_return outcome::done;
+}
+
+percore::task<std::error_code> bring_answer(percore::connection& up, percore::connection& conn, std::uint64_t& brought) {
+  for (;;) {
+    const percore::bytes_view got = co_await up.read();
+    if (!got) co_return up.error() == percore::errc::end_of_stream ? std::error_code() : up.error();
+    const bool written = co_await conn.write(got);
+    if (!written) co_return conn.error();
+    brought += got.size();
+  }
+}
+
+// A request whose body is chunked. The answer may come, and end all, before the body has.
+percore::task<> pass_on_chunks(percore::connection& conn, percore::outgoing& up, const settings& how, record& what) {
+  conn.set_lifetime_timeout(std::chrono::milliseconds(0));
+  conn.set_idle_timeout(how.idle_timeout);
+  up->set_idle_timeout(how.idle_timeout);
+  auto made = co_await percore::when_any(send_chunks(conn, *up, what.relayed.forth),
+                                         bring_answer(*up, conn, what.relayed.back));
+  if (made.index() == 1) {
+    const std::error_code problem = std::get<1>(made);
+    what.outcome = problem ? problem.message() : "done";
+    if (problem) {
+      conn.reset();
+    } else {
+      co_await linger(conn);
+    }
+    co_return;
+  }
+  const bool broken = std::get<0>(made) == outcome::wrong;
+  if (up) up->reset();  // half a request must not be taken for a whole one
+  if (broken && what.relayed.back == 0) {
+    co_await refuse(conn, 400, what);
+  } else {
+    what.outcome = broken ? "broken chunks" : "request cut off";
+    conn.reset();
+  }
 }
 
 percore::task<> serve_http(percore::connection& conn, const settings& how, record& what) {
@@ -202,9 +282,15 @@ percore::task<> serve_http(percore::connection& conn, const settings& how, recor
   if (wanted.tunnel) {
     if (!co_await conn.write("HTTP/1.1 200 Connection established\r\n\r\n")) co_return;
     co_await pass_on(conn, up, how, what);
+    co_return;
+  }
+  what.outcome = "target gone";
+  if (!co_await up->write(wanted.head)) co_return;
+  if (wanted.chunked) {
+    co_await pass_on_chunks(conn, up, how, what);
   } else {
-    if (!co_await up->write(wanted.head)) co_return;
     co_await pass_on(conn, up, how, what, wanted.body_bytes);
+    if (what.relayed) co_await linger(conn);  // a request behind this one is not answered
   }
 }
 
