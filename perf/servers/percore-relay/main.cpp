@@ -67,10 +67,16 @@ settings parse(int argc, char** argv) {
   return result;
 }
 
+// By itself, so that the options, which take hundreds of bytes, are gone while the relay runs.
+percore::task<percore::outgoing> reach(percore::connection&, const percore::address& to) {
+  percore::dial_options options;
+  options.socket.no_delay = true;
+  percore::outgoing made = co_await percore::dial(to, options);
+  co_return std::move(made);
+}
+
 percore::task<> serve(percore::connection& conn, const percore::address& to, std::chrono::seconds idle) {
-  percore::dial_options dialling;
-  dialling.socket.no_delay = true;
-  percore::outgoing up = co_await percore::dial(to, dialling);
+  percore::outgoing up = co_await reach(conn, to);
   if (!up) {
     conn.reset();
     co_return;
