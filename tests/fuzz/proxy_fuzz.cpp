@@ -52,6 +52,12 @@ void try_http(std::string_view bytes) {
       check(count(wanted.head, "\n") == count(wanted.head, "\r\n") && count(wanted.head, "\r") == count(wanted.head, "\r\n"));
     }
   }
+  proxy::http::reply given;
+  if (proxy::http::parse(bytes, given) == proxy::outcome::done) {
+    check(given.head.find("\r\n\r\n") == given.head.size() - 4 && given.status >= 100 && given.status <= 999);
+    check(count(given.head, "\n") == count(given.head, "\r\n") && count(given.head, "\r") == count(given.head, "\r\n"));
+    check(count(given.head, "\r\nConnection: ") == (given.status < 200 ? 0 : 1));
+  }
   std::string user, password;
   (void)proxy::http::decode_basic(bytes, user, password);
 }
@@ -90,6 +96,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   try_http(bytes + "\r\n\r\n");
   try_http("GET http://a/ HTTP/1.1\r\n" + bytes + "\r\n\r\n");
   try_http("PUT http://a/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + bytes + "\r\n\r\n");
+  try_http("HTTP/1.1 200 OK\r\n" + bytes + "\r\n\r\n");
   try_chunks(bytes);
   try_chunks("5\r\nhello\r\n" + bytes + "\r\n0\r\n\r\n");
   return 0;

@@ -325,7 +325,7 @@ class Http(unittest.TestCase):
             with self.take(listener) as up:
                 self.assertEqual(receive_exactly(up, 8), b"3\r\nabc\r\n")
                 up.sendall(b"HTTP/1.1 413 Large\r\nContent-Length: 0\r\n\r\n")
-            self.assertEqual(receive_to_end(peer), b"HTTP/1.1 413 Large\r\nContent-Length: 0\r\n\r\n")
+            self.assertEqual(receive_to_end(peer), b"HTTP/1.1 413 Large\r\nContent-Length: 0\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n")
 
     def test_a_second_request_behind_chunks_is_not_sent_on(self):
         listener, head = self.raw_target()
@@ -335,9 +335,40 @@ class Http(unittest.TestCase):
                 self.assertEqual(receive_exactly(up, 13), b"3\r\nabc\r\n0\r\n\r\n")
                 up.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                 up.shutdown(socket.SHUT_WR)
-                self.assertEqual(receive_to_end(peer), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                self.assertEqual(receive_to_end(peer), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n")
                 peer.close()
                 self.assertEqual(up.recv(1), b"")
+
+    def test_a_target_that_keeps_the_connection_or_answers_nonsense(self):
+        closing = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n"
+        for given, expected in (
+                (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\r\n", closing),
+                (b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                 b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + closing),
+                (17 * b"HTTP/1.1 103 Hints\r\n\r\n", None), (b"HTTP/1.1 101 Switch\r\n\r\n", None), (b"nonsense\r\n\r\n", None),
+                (b"nonsense", None), (b"", None), (b"HTTP/1.1 200 OK\r\nX: " + 20000 * b"x" + b"\r\n\r\n", None)):
+            with self.subTest(given[:60]):
+                listener, head = self.raw_target()
+                with proxy(*LOCAL) as server, connect(server.address) as peer:
+                    peer.sendall(head + b"0\r\n\r\n")
+                    with self.take(listener) as up:
+                        self.assertEqual(receive_exactly(up, 5), b"0\r\n\r\n")
+                        up.sendall(given)
+                    answer = receive_to_end(peer)
+                    if expected:
+                        self.assertEqual(answer, expected)
+                    else:
+                        self.assertIn(b"HTTP/1.1 502 ", answer)
+
+    def test_the_target_is_left_when_the_client_is_gone(self):
+        listener, _ = self.raw_target()
+        with proxy(*LOCAL) as server, connect(server.address) as peer:
+            peer.sendall(f"GET http://127.0.0.1:{listener.getsockname()[1]}/ HTTP/1.1\r\n\r\n".encode())
+            up = self.take(listener)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            with self.assertRaises(ConnectionResetError):
+                receive_to_end(up)
 
     def test_memory_is_bounded_when_the_target_takes_no_chunks(self):
         listener, head = self.raw_target()
@@ -364,6 +395,51 @@ class Program(unittest.TestCase):
                 status, output, errors = run("proxy", *arguments)
                 self.assertEqual((status, output), (2, ""))
                 self.assertNotEqual(errors, "")
+
+    def test_a_warning_to_be_an_open_proxy(self):
+        for arguments, warned in ((["0.0.0.0:0"], True), (["0.0.0.0:0", "--user", "a:b"], False), (["127.0.0.1:0"], False)):
+            server = Server("proxy", *arguments[1:], arguments[0])
+            server.signal()
+            status, errors = server.wait()
+            self.assertEqual(status, 0)
+            self.assertEqual("may use it" in errors, warned, arguments)
+
+    def test_slow_clients_have_their_time(self):
+        with proxy(*LOCAL, "--request", "1") as server:
+            for start in (b"GET http://127.0.0.1/ HTTP/1.1\r\nX: ", b"\x05\x01\x00\x05\x01\x00\x03\xff"):
+                with self.subTest(start), connect(server.address) as peer:
+                    peer.sendall(start)
+                    peer.settimeout(0.1)
+                    ended = False
+                    for _ in range(10 * PATIENCE):  # a byte now and then does not help
+                        try:
+                            peer.sendall(b"x")
+                            ended = ended or peer.recv(100) == b""
+                        except TimeoutError:
+                            continue
+                        except (ConnectionResetError, BrokenPipeError):
+                            ended = True
+                        if ended:
+                            break
+                    self.assertTrue(ended)
+
+    def test_silence_has_its_time(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener, proxy(*LOCAL, "--idle", "1") as server:
+            port = listener.getsockname()[1]
+            for text in (f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n",
+                         f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nContent-Length: 9\r\n\r\nx",
+                         f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx",
+                         f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+                with self.subTest(text), connect(server.address) as peer:
+                    peer.sendall(text.encode())
+                    target, _ = listener.accept()
+                    with target:
+                        target.settimeout(PATIENCE)
+                        for one in (peer, target):
+                            try:
+                                receive_to_end(one)
+                            except ConnectionResetError:
+                                pass
 
     def test_limit_of_connections(self):
         with TargetServer() as target, proxy(*LOCAL, "--connections", "1") as server:

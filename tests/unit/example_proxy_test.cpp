@@ -103,6 +103,25 @@ TEST_CASE("the example proxy is sure where a request's body ends") {
         "OPTIONS * HTTP/1.0\r\nHost: a:81\r\nVia: 1.0 proxy\r\nConnection: close\r\n\r\n");
 }
 
+TEST_CASE("the example proxy's answers end the connection, whatever the server says") {
+  const auto brought = [](const string& head) {
+    proxy::http::reply given;
+    const outcome made = proxy::http::parse(head + "\r\n", given);
+    return made == outcome::done ? given.head : "wrong";
+  };
+  const string end = "Via: 1.1 proxy\r\nConnection: close\r\n\r\n";
+  CHECK(brought("HTTP/1.1 200 OK\r\nConnection: keep-alive, X\r\nKeep-Alive: 5\r\nX: 1\r\nContent-Length: 2\r\n") ==
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + end);
+  CHECK(brought("HTTP/1.0 404\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n") ==
+        "HTTP/1.0 404\r\nTransfer-Encoding: chunked\r\n" + end);
+  CHECK(brought("HTTP/1.1 100 Continue\r\n") == "HTTP/1.1 100 Continue\r\n\r\n");
+  for (const char* bad : {"HTTP/1.1 101 Switching\r\n", "HTTP/2 200\r\n", "HTTP/1.1 99 x\r\n", "HTTP/1.1 2000\r\n", "HTTP/1.1\r\n",
+                          "HTTP/1.1 +20 x\r\n", "<html>\r\n", "HTTP/1.1 200 OK\r\nX : 1\r\n", "HTTP/1.1 200 OK\r\n folded\r\n", ""}) {
+    CAPTURE(bad);
+    CHECK(brought(bad) == "wrong");
+  }
+}
+
 TEST_CASE("the example proxy reads one host from a URI") {
   for (const string bad : {"a@b", "a#b", "a\\b", "a b", "a\tb", "[a]", "[::1", "::1", "a:1:2", "", ":80", "a:0", "a:65536", "a:+1",
                            "a%2eb", "\xc3\xa4", "a\"b", "[::1]x"}) {

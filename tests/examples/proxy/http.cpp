@@ -197,6 +197,35 @@ outcome parse(std::string_view head, request& into) {
   return outcome::done;
 }
 
+outcome parse(std::string_view head, reply& into) {
+  if (!head.ends_with("\r\n\r\n")) return outcome::more;
+  const std::size_t line_end = head.find("\r\n");
+  const std::string_view line = head.substr(0, line_end);
+  constexpr std::string_view version = "HTTP/1.";
+  if (!line.starts_with(version) || line.size() < 12 || line[8] != ' ' || (line.size() > 12 && line[12] != ' ')) {
+    return outcome::wrong;
+  }
+  if (line.find_first_of(std::string_view("\r\n\0", 3)) != std::string_view::npos) return outcome::wrong;
+  // Nobody was asked to switch protocols.
+  if (!to_number(line.substr(9, 3), into.status) || into.status < 100 || into.status == 101) return outcome::wrong;
+  std::vector<header> headers;
+  const std::string_view rest = head.substr(line_end + 2);
+  if (!split_headers(rest.substr(0, rest.size() - 2), headers)) return outcome::wrong;
+  const bool chunked =
+      std::any_of(headers.begin(), headers.end(), [](const header& one) { return same(one.name, "transfer-encoding"); });
+  into.head = std::string(line) + "\r\n";
+  for (const header& one : headers) {
+    const bool frames = same(one.name, "content-length") || same(one.name, "transfer-encoding");
+    if (frames ? chunked && same(one.name, "content-length")  // RFC 9112 6.3: the other one counts
+               : is_hop_by_hop(one.name) || named_by_connection(headers, one.name)) {
+      continue;
+    }
+    into.head += std::string(one.name) + ": " + std::string(one.value) + "\r\n";
+  }
+  into.head += into.status < 200 ? "\r\n" : "Via: 1.1 proxy\r\nConnection: close\r\n\r\n";
+  return outcome::done;
+}
+
 std::string answer(int status, std::string_view more_headers) {
   const char* reason = "Error";
   switch (status) {

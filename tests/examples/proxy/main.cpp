@@ -82,7 +82,12 @@ int main(int argc, char** argv) {
       }
     }
     how.access.add_all_own();
-    settings.on_started = [](percore::server& started) {
+    settings.on_started = [&how](percore::server& started) {
+      const percore::address here = started.local_address();
+      const bool local = here.is_unix() || percore::network("127.0.0.0/8").contains(here) || percore::network("::1").contains(here);
+      if (!local && how.users.empty()) {
+        std::cerr << "proxy: warning: whoever reaches " << here.to_string() << " may use it; --user limits that" << std::endl;
+      }
       std::cout << "listening on " << started.local_address().to_string() << std::endl;
     };
     percore::server server(settings);

@@ -78,6 +78,15 @@ struct request {
 // refused: the framing of what is sent on is written anew, from one Content-Length or one "chunked" (RFC 9112 6.3).
 outcome parse(std::string_view head, request& into);
 
+// The head of an answer to such a request.
+struct reply {
+  int status = 0;    // 100 to 199: another head follows
+  std::string head;  // what is sent on for it
+};
+// It ends the client's connection ("Connection: close"), whatever the server says: else a client could take what this server
+// sends behind its answer for the answer of another one.
+outcome parse(std::string_view head, reply& into);
+
 // A chunked body (RFC 9112 7.1), in pieces as they come. Extensions and trailer fields are looked at and left out.
 class chunked_body {
  public:

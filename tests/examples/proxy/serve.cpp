@@ -88,12 +88,10 @@ percore::task<percore::outgoing> reach(percore::connection&, const settings& how
   co_return std::move(made);
 }
 
-percore::task<> pass_on(percore::connection& conn, percore::outgoing& up, const settings& how, record& what,
-                        std::uint64_t request_bytes = percore::no_limit) {
+percore::task<> pass_on(percore::connection& conn, percore::outgoing& up, const settings& how, record& what) {
   conn.set_lifetime_timeout(std::chrono::milliseconds(0));  // it was for the request
   percore::relay_options options;
   options.idle_timeout = how.idle_timeout;
-  options.forth_limit = request_bytes;
   what.relayed = co_await percore::relay(conn, *up, options);
   what.outcome = what.relayed ? "done" : what.relayed.error.message();
 }
@@ -190,8 +188,7 @@ percore::task<> refuse(percore::connection& conn, int status, record& what) {
   if (co_await conn.write_last(text)) co_await linger(conn);
 }
 
-// A chunked body, chunk by chunk, until it is broken or cut off. When it has all been sent on, this waits for ever:
-// it is the answer's end that ends the exchange.
+// A chunked body, chunk by chunk. `more`: the client has cut it off.
 percore::task<outcome> send_chunks(percore::connection& conn, percore::connection& up, std::uint64_t& sent) {
   http::chunked_body body;
   std::string data;
@@ -199,7 +196,7 @@ percore::task<outcome> send_chunks(percore::connection& conn, percore::connectio
   outcome state = outcome::more;
   while (state == outcome::more) {
     const percore::bytes_view got = co_await conn.read();
-    if (!got) co_return outcome::more;
+    if (!got) co_return state;
     std::string_view rest = got.text();
     data.clear();
     state = body.take(rest, data);
@@ -210,38 +207,76 @@ percore::task<outcome> send_chunks(percore::connection& conn, percore::connectio
     if (state == outcome::done) chunk += http::last_chunk;
     if (chunk.empty()) continue;
     const bool written = co_await up.write(chunk);
-    if (!written) co_return outcome::more;
+    if (!written) co_return outcome::done;  // the target wants no more of it; perhaps it says why
     sent += data.size();
   }
+  co_return state;
+}
+
+percore::task<outcome> send_known(percore::connection& conn, percore::connection& up, std::uint64_t size, std::uint64_t& sent) {
+  const percore::copied body = co_await conn.copy_to(up, size);
+  sent = body.bytes;
+  co_return body.bytes == size || body.target_failed ? outcome::done : outcome::more;
+}
+
+// The body of a request, then whatever the client says behind it, which is dropped: one request is served. Comes back when
+// the body is broken or the client is gone, else never: it is the answer's end that ends the exchange.
+percore::task<outcome> send_body(percore::connection& conn, percore::connection& up, const http::request& wanted,
+                                 std::uint64_t& sent) {
+  outcome state = outcome::done;
+  if (wanted.chunked) {
+    state = co_await send_chunks(conn, up, sent);
+  } else if (wanted.body_bytes != 0) {
+    state = co_await send_known(conn, up, wanted.body_bytes, sent);
+  }
+  if (state != outcome::done) co_return state;
+  percore::bytes_view dropped = co_await conn.read();
+  while (dropped) dropped = co_await conn.read();
+  // Without more requests to come, it may still wait for its answer.
+  if (conn.error() != percore::errc::end_of_stream && conn.error() != percore::errc::shutting_down) co_return outcome::more;
   bool waiting = true;
   while (waiting) waiting = co_await conn.sleep_for(std::chrono::hours(1));
   co_return outcome::done;
 }
 
+// The answer, its head written anew.
 percore::task<std::error_code> bring_answer(percore::connection& up, percore::connection& conn, std::uint64_t& brought) {
-  for (;;) {
-    const percore::bytes_view got = co_await up.read();
-    if (!got) co_return up.error() == percore::errc::end_of_stream ? std::error_code() : up.error();
-    const bool written = co_await conn.write(got);
+  constexpr int most_heads = 16;
+  http::reply given;
+  for (int heads = 0; given.status < 200; ++heads) {
+    const percore::bytes_view head = co_await up.read_until("\r\n\r\n", longest_head);
+    if (!head && up.error() != percore::errc::end_of_stream && up.error() != percore::errc::limit_exceeded) co_return up.error();
+    if (heads == most_heads || http::parse(head.text(), given) != outcome::done) {
+      co_return std::make_error_code(std::errc::bad_message);
+    }
+    const bool written = co_await conn.write(given.head);
     if (!written) co_return conn.error();
-    brought += got.size();
+    if (given.status >= 200) brought = given.head.size();
   }
+  const percore::copied body = co_await up.copy_to(conn);
+  brought += body.bytes;
+  co_return body.error;
 }
 
-// A request whose body is chunked. The answer may come, and end all, before the body has.
-percore::task<> pass_on_chunks(percore::connection& conn, percore::outgoing& up, const settings& how, record& what) {
-  conn.set_lifetime_timeout(std::chrono::milliseconds(0));
+// One request and its answer, which may come, and end all, before the request is whole.
+percore::task<> exchange(percore::connection& conn, percore::outgoing& up, const http::request& wanted, const settings& how,
+                         record& what) {
+  conn.set_lifetime_timeout(std::chrono::milliseconds(0));  // it was for the request's head
   conn.set_idle_timeout(how.idle_timeout);
   up->set_idle_timeout(how.idle_timeout);
-  auto made = co_await percore::when_any(send_chunks(conn, *up, what.relayed.forth),
+  auto made = co_await percore::when_any(send_body(conn, *up, wanted, what.relayed.forth),
                                          bring_answer(*up, conn, what.relayed.back));
   if (made.index() == 1) {
     const std::error_code problem = std::get<1>(made);
-    what.outcome = problem ? problem.message() : "done";
-    if (problem) {
-      conn.reset();
-    } else {
+    if (!problem) {
+      what.outcome = "done";
       co_await linger(conn);
+    } else if (what.relayed.back == 0) {
+      co_await refuse(conn, status_for(problem), what);
+      what.outcome += ' ' + problem.message();
+    } else {
+      what.outcome = problem.message();
+      conn.reset();
     }
     co_return;
   }
@@ -250,7 +285,7 @@ percore::task<> pass_on_chunks(percore::connection& conn, percore::outgoing& up,
   if (broken && what.relayed.back == 0) {
     co_await refuse(conn, 400, what);
   } else {
-    what.outcome = broken ? "broken chunks" : "request cut off";
+    what.outcome = broken ? "broken chunks" : "client gone";
     conn.reset();
   }
 }
@@ -286,12 +321,7 @@ percore::task<> serve_http(percore::connection& conn, const settings& how, recor
   }
   what.outcome = "target gone";
   if (!co_await up->write(wanted.head)) co_return;
-  if (wanted.chunked) {
-    co_await pass_on_chunks(conn, up, how, what);
-  } else {
-    co_await pass_on(conn, up, how, what, wanted.body_bytes);
-    if (what.relayed) co_await linger(conn);  // a request behind this one is not answered
-  }
+  co_await exchange(conn, up, wanted, how, what);
 }
 
 }  // namespace
