@@ -18,6 +18,9 @@ namespace {
 
 constexpr std::size_t sendfile_bytes = 512 * 1024;  // in one call
 constexpr std::size_t copy_bytes = 16 * 1024;       // a TLS record
+// A file of at most this much travels in one segment with its head, as the kernel hands it down (64 KiB). With larger ones
+// that costs more than the segment it saves: every piece of the file is then split otherwise than its pages are.
+constexpr std::uint64_t most_held_back = 60 * 1024;
 
 }  // namespace
 
@@ -61,7 +64,7 @@ detail::write_source::outcome detail::send_file_awaiter::step(slot& through) noe
 }
 
 detail::write_source::outcome detail::send_file_awaiter::send_head(slot& through) noexcept {
-  const int more = left_ == 0 ? 0 : MSG_MORE;
+  const int more = left_ == 0 || left_ > most_held_back ? 0 : MSG_MORE;
   const ssize_t result = through.sent(sys::send(through.fd, head_.data(), head_.size(), MSG_NOSIGNAL | more));
   if (result > 0) advance(static_cast<std::uint64_t>(result));
   held_back_ = more != 0 && head_.empty();

@@ -78,7 +78,7 @@ class Iperf3(unittest.TestCase):
         with socket.socket() as probe:
             probe.bind((host, 0))
             port = str(probe.getsockname()[1])
-        target = subprocess.Popen([IPERF3, "--server", "--one-off", "--bind", host, "--port", port], stdout=subprocess.PIPE, text=True)
+        target = subprocess.Popen([IPERF3, "--server", "--one-off", "--forceflush", "--bind", host, "--port", port], stdout=subprocess.PIPE, text=True)
         try:
             for line in target.stdout:
                 if "listening" in line:
