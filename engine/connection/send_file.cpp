@@ -18,8 +18,8 @@ namespace {
 
 constexpr std::size_t sendfile_bytes = 512 * 1024;  // in one call
 constexpr std::size_t copy_bytes = 16 * 1024;       // a TLS record
-// A file of at most this much travels in one segment with its head, as the kernel hands it down (64 KiB). With larger ones
-// that costs more than the segment it saves: every piece of the file is then split otherwise than its pages are.
+// A file of at most this much travels in one segment with its head, as the kernel hands it down (64 KiB). With larger
+// ones that costs more than the segment it saves: every piece of the file is then split otherwise than its pages are.
 constexpr std::uint64_t most_held_back = 60 * 1024;
 
 }  // namespace
@@ -81,7 +81,8 @@ void detail::send_file_awaiter::push(const slot& through) const noexcept {
   }
 }
 
-// What is left of the last call stays in the file: only what was sent counts. A head goes before it, as much as there is room.
+// What is left of the last call stays in the file: only what was sent counts. A head goes before it, as much as there
+// is room.
 detail::write_source::outcome detail::send_file_awaiter::copy(slot& through) noexcept {
   std::array<std::byte, copy_bytes> bytes;
   const std::size_t before = std::min(head_.size(), bytes.size());

@@ -1,5 +1,5 @@
-// A small file server: GET and HEAD of the regular files of one folder, over HTTP/1.1 with keep-alive, by send_file. Ranges,
-// ETag and Last-Modified are understood; a folder's name answers with its index.html.
+// A small file server: GET and HEAD of the regular files of one folder, over HTTP/1.1 with keep-alive, by send_file.
+// Ranges, ETag and Last-Modified are understood; a folder's name answers with its index.html.
 //
 //   static_files DIRECTORY [ADDRESS]
 //
@@ -51,7 +51,9 @@ int open_beneath(int directory, const std::string& name) noexcept {
   return static_cast<int>(::syscall(SYS_openat2, directory, name.c_str(), &how, sizeof how));
 }
 
-char lower(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+char lower(char c) noexcept {
+  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+}
 
 bool same(std::string_view a, std::string_view b) noexcept {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](char x, char y) { return lower(x) == lower(y); });
@@ -171,16 +173,27 @@ std::string tag_of(const struct stat& file) {
   char text[64];
   const auto nanoseconds = static_cast<unsigned long long>(file.st_mtim.tv_sec) * 1'000'000'000ULL +
                            static_cast<unsigned long long>(file.st_mtim.tv_nsec);
-  const int size = std::snprintf(text, sizeof text, "\"%llx-%llx\"", nanoseconds, static_cast<unsigned long long>(file.st_size));
+  const int size =
+      std::snprintf(text, sizeof text, "\"%llx-%llx\"", nanoseconds, static_cast<unsigned long long>(file.st_size));
   return {text, static_cast<std::size_t>(size)};
 }
 
 std::string_view type_of(std::string_view name) noexcept {
   static constexpr std::array<std::array<std::string_view, 2>, 14> known{{
-      {".html", "text/html; charset=utf-8"}, {".css", "text/css; charset=utf-8"}, {".js", "text/javascript; charset=utf-8"},
-      {".json", "application/json"}, {".txt", "text/plain; charset=utf-8"}, {".md", "text/plain; charset=utf-8"},
-      {".svg", "image/svg+xml"}, {".png", "image/png"}, {".jpg", "image/jpeg"}, {".gif", "image/gif"}, {".webp", "image/webp"},
-      {".ico", "image/x-icon"}, {".pdf", "application/pdf"}, {".wasm", "application/wasm"},
+      {".html", "text/html; charset=utf-8"},
+      {".css", "text/css; charset=utf-8"},
+      {".js", "text/javascript; charset=utf-8"},
+      {".json", "application/json"},
+      {".txt", "text/plain; charset=utf-8"},
+      {".md", "text/plain; charset=utf-8"},
+      {".svg", "image/svg+xml"},
+      {".png", "image/png"},
+      {".jpg", "image/jpeg"},
+      {".gif", "image/gif"},
+      {".webp", "image/webp"},
+      {".ico", "image/x-icon"},
+      {".pdf", "application/pdf"},
+      {".wasm", "application/wasm"},
   }};
   for (const auto& [suffix, type] : known) {
     if (name.ends_with(suffix)) return type;
@@ -233,20 +246,39 @@ int choose_part(std::string_view range, std::uint64_t size, part& into) {
 std::string status_line(int status) {
   const char* reason = "Bad Request";
   switch (status) {
-    case 200: reason = "OK"; break;
-    case 206: reason = "Partial Content"; break;
-    case 301: reason = "Moved Permanently"; break;
-    case 304: reason = "Not Modified"; break;
-    case 404: reason = "Not Found"; break;
-    case 405: reason = "Method Not Allowed\r\nAllow: GET, HEAD"; break;
-    case 416: reason = "Range Not Satisfiable"; break;
-    case 431: reason = "Request Header Fields Too Large"; break;
-    default: break;
+    case 200:
+      reason = "OK";
+      break;
+    case 206:
+      reason = "Partial Content";
+      break;
+    case 301:
+      reason = "Moved Permanently";
+      break;
+    case 304:
+      reason = "Not Modified";
+      break;
+    case 404:
+      reason = "Not Found";
+      break;
+    case 405:
+      reason = "Method Not Allowed\r\nAllow: GET, HEAD";
+      break;
+    case 416:
+      reason = "Range Not Satisfiable";
+      break;
+    case 431:
+      reason = "Request Header Fields Too Large";
+      break;
+    default:
+      break;
   }
   return "HTTP/1.1 " + std::to_string(status) + ' ' + reason + "\r\n";
 }
 
-std::string end_of_head(const request& wanted) { return wanted.keep_alive ? "\r\n" : "Connection: close\r\n\r\n"; }
+std::string end_of_head(const request& wanted) {
+  return wanted.keep_alive ? "\r\n" : "Connection: close\r\n\r\n";
+}
 
 std::string plain_answer(int status, const request& wanted, std::string_view more = {}) {
   return status_line(status) + std::string(more) + "Content-Length: 0\r\n" + end_of_head(wanted);
@@ -268,8 +300,8 @@ std::string file_answer(const request& wanted, const struct stat& file, part& wh
   }
   std::string head = status_line(status) + facts + "Content-Type: " + std::string(type_of(wanted.name)) + "\r\n";
   if (status == 206) {
-    head += "Content-Range: bytes " + std::to_string(which.begin) + '-' + std::to_string(which.begin + which.size - 1) + '/' +
-            std::to_string(size) + "\r\n";
+    head += "Content-Range: bytes " + std::to_string(which.begin) + '-' + std::to_string(which.begin + which.size - 1) +
+            '/' + std::to_string(size) + "\r\n";
   }
   head += "Content-Length: " + std::to_string(which.size) + "\r\n" + end_of_head(wanted);
   if (wanted.head_only) which = {};
@@ -281,7 +313,7 @@ percore::task<> serve(percore::connection& conn, int directory) {
     request wanted = parse(head.text());
     if (wanted.status == 200 && (wanted.name.empty() || wanted.name.ends_with('/'))) wanted.name += "index.html";
     const file found(wanted.status == 200 ? open_beneath(directory, wanted.name) : -1);
-    struct stat known{};
+    struct stat known {};
     const bool there = found.fd() >= 0 && ::fstat(found.fd(), &known) == 0;
     std::string text;
     part which;
@@ -311,7 +343,8 @@ percore::task<> serve(percore::connection& conn, int directory) {
 constexpr const char* usage =
     "usage: static_files DIRECTORY [ADDRESS]\n"
     "Serves the files of DIRECTORY over HTTP on ADDRESS (default 127.0.0.1:5000; port 0: any free port).\n"
-    "Links, and what other file systems are mounted beneath it, are not followed: 404. A folder answers with its index.html.\n"
+    "Links, and what other file systems are mounted beneath it, are not followed: 404. A folder answers with its "
+    "index.html.\n"
     "SIGINT or SIGTERM ends it.\n";
 
 }  // namespace

@@ -49,7 +49,8 @@ void try_http(std::string_view bytes) {
       // One way to find the end of the body, and every line feed behind its carriage return.
       check(count(wanted.head, "\r\nTransfer-Encoding: ") == (wanted.chunked ? 1 : 0));
       check(!wanted.chunked || (wanted.body_bytes == 0 && count(wanted.head, "\r\nContent-Length: ") == 0));
-      check(count(wanted.head, "\n") == count(wanted.head, "\r\n") && count(wanted.head, "\r") == count(wanted.head, "\r\n"));
+      check(count(wanted.head, "\n") == count(wanted.head, "\r\n") &&
+            count(wanted.head, "\r") == count(wanted.head, "\r\n"));
     }
   }
   proxy::http::reply given;

@@ -31,7 +31,8 @@ const char* haproxy_program() {
 // haproxy as a relay from a socket of ours, which listens before it starts, to `to`.
 class running_haproxy {
  public:
-  running_haproxy(const char* program, const address& to, const std::string& bind_words, const std::string& server_words) {
+  running_haproxy(const char* program, const address& to, const std::string& bind_words,
+                  const std::string& server_words) {
     const int listener = listening_socket("127.0.0.1:0");
     where_ = address_of(listener);
     char path[] = "/tmp/percore-haproxy-XXXXXX";
@@ -53,7 +54,8 @@ class running_haproxy {
     ::posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
     // Ends with this process, also when that is killed for its time.
     const std::array<const char*, 9> words{"setpriv", "--pdeathsig", "KILL", program, "-db", "-q", "-f", path, nullptr};
-    const int result = ::posix_spawnp(&pid_, words[0], &actions, nullptr, const_cast<char* const*>(words.data()), environ);
+    const int result =
+        ::posix_spawnp(&pid_, words[0], &actions, nullptr, const_cast<char* const*>(words.data()), environ);
     ::posix_spawn_file_actions_destroy(&actions);
     ::close(listener);
     REQUIRE(result == 0);
@@ -85,8 +87,8 @@ listen_options behind_haproxy(bool tls) {
 task<> say_both(connection& conn) {
   const proxy_header* header = conn.proxied();
   const std::string said = header == nullptr ? "nothing\n"
-                                             : conn.peer_address().to_string() + ' ' + header->destination.to_string() + " v" +
-                                                   std::to_string(header->version) + "\n";
+                                             : conn.peer_address().to_string() + ' ' + header->destination.to_string() +
+                                                   " v" + std::to_string(header->version) + "\n";
   if (!co_await conn.write(said)) co_return;
   co_await echo(conn);
 }
@@ -97,9 +99,15 @@ TEST_CASE_FIXTURE(clean_process, "haproxy in front: the server sees the client's
   bool tls = false;
   int version = 1;
   SUBCASE("send-proxy") {}
-  SUBCASE("send-proxy-v2") { version = 2; }
-  SUBCASE("send-proxy, before TLS") { tls = true; }
-  SUBCASE("send-proxy-v2, before TLS") { tls = true, version = 2; }
+  SUBCASE("send-proxy-v2") {
+    version = 2;
+  }
+  SUBCASE("send-proxy, before TLS") {
+    tls = true;
+  }
+  SUBCASE("send-proxy-v2, before TLS") {
+    tls = true, version = 2;
+  }
   test_server server(say_both, one_core(), behind_haproxy(tls));
   const running_haproxy balancer(program, server.where(), "", version == 1 ? "send-proxy" : "send-proxy-v2");
   client socket(balancer.where());
@@ -139,7 +147,8 @@ TEST_CASE_FIXTURE(clean_process, "haproxy behind: it takes the header that dial 
     if (up) co_await relay(conn, *up);
   });
   client peer = first.connect();
-  const std::string expected = options.proxy->source.to_string() + ' ' + options.proxy->destination.to_string() + " v2\n";
+  const std::string expected =
+      options.proxy->source.to_string() + ' ' + options.proxy->destination.to_string() + " v2\n";
   peer.send_all("ping");
   CHECK(peer.recv_exactly(expected.size() + 4) == expected + "ping");
 }

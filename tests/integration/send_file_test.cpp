@@ -102,11 +102,21 @@ TEST_CASE_FIXTURE(clean_process, "send_file: a head comes first, whatever the fi
   std::uint64_t length = 0;
   std::uint64_t expected = 0;
   bool whole = true;
-  SUBCASE("a part") { length = expected = 50'000; }
-  SUBCASE("nothing") { length = 0; }
-  SUBCASE("to the end") { length = to_end_of_file, expected = 100'000; }
-  SUBCASE("more than there is") { length = 100'001, expected = 100'000, whole = false; }
-  SUBCASE("a head that no socket takes at once") { head = numbered_text(5'000'000), length = expected = 50'000; }
+  SUBCASE("a part") {
+    length = expected = 50'000;
+  }
+  SUBCASE("nothing") {
+    length = 0;
+  }
+  SUBCASE("to the end") {
+    length = to_end_of_file, expected = 100'000;
+  }
+  SUBCASE("more than there is") {
+    length = 100'001, expected = 100'000, whole = false;
+  }
+  SUBCASE("a head that no socket takes at once") {
+    head = numbered_text(5'000'000), length = expected = 50'000;
+  }
   over_every_wire([&](const wire& over) {
     channel<outcome> result;
     test_server server(

@@ -1,4 +1,5 @@
-// percore-relay: each accepted connection is relayed to one target; what perf/README.md compares with haproxy and nginx.
+// percore-relay: each accepted connection is relayed to one target; what perf/README.md compares with haproxy and
+// nginx.
 
 #include <percore/percore.hpp>
 
@@ -15,8 +16,10 @@ namespace {
 
 constexpr const char* usage =
     "usage: percore-relay --listen ADDRESS --to ADDRESS [--cpus LIST] [--idle SECONDS] [--private-descriptors]\n"
-    "Relays each connection to ADDRESS --to. --cpus: a core thread on each (\"0,1\"; default: one thread, where it is started).\n"
-    "--idle: silence that ends both (default 3600). --private-descriptors: each core has a descriptor table of its own.\n";
+    "Relays each connection to ADDRESS --to. --cpus: a core thread on each (\"0,1\"; default: one thread, where it is "
+    "started).\n"
+    "--idle: silence that ends both (default 3600). --private-descriptors: each core has a descriptor table of its "
+    "own.\n";
 
 unsigned to_number(std::string_view text) {
   unsigned value = 0;

@@ -1,8 +1,8 @@
 // splice-loop: the least a relay of bulk data can do, as a limit to compare relays with.
 //
-// One thread, edge-triggered epoll, a blocking connect for each accepted connection, and for each direction a pipe of its own
-// which splice(2) fills from one socket and empties into the other until one of them would block. No time limits, no byte
-// counts, no limit of pipes. It shares no code with the engine on purpose.
+// One thread, edge-triggered epoll, a blocking connect for each accepted connection, and for each direction a pipe of
+// its own which splice(2) fills from one socket and empties into the other until one of them would block. No time
+// limits, no byte counts, no limit of pipes. It shares no code with the engine on purpose.
 
 #include <arpa/inet.h>
 #include <fcntl.h>

@@ -11,8 +11,9 @@
 namespace proxy {
 
 // Rules are asked in their order, the first that fits decides. Behind them stands a list of what is not the public
-// Internet, which is denied, with this host's own addresses: a proxy that reaches the host's own services, or its network's,
-// is a hole in both. So is port 25, through which others would send their mail in this host's name. What is left is allowed.
+// Internet, which is denied, with this host's own addresses: a proxy that reaches the host's own services, or its
+// network's, is a hole in both. So is port 25, through which others would send their mail in this host's name. What is
+// left is allowed.
 class access_list {
  public:
   // "NETWORK" or "NETWORK,PORT". Throw std::invalid_argument.

@@ -15,7 +15,9 @@ unsigned value_of(char c) {
 }
 
 // What a field or an extension cannot hold (RFC 9110 5.5): control characters but the tabulator.
-bool is_control(char c) { return (static_cast<unsigned char>(c) < ' ' && c != '\t') || c == 0x7f; }
+bool is_control(char c) {
+  return (static_cast<unsigned char>(c) < ' ' && c != '\t') || c == 0x7f;
+}
 
 }  // namespace
 
@@ -62,7 +64,8 @@ bool chunked_body::step(char c) {
     case state::line_start:
       if (c == '\r') return expect('\r', state::last);
       named_ = false;
-      return c != ':' && c != ' ' && c != '\t' && !is_control(c) && count(state::line);  // no empty name, no folded line
+      return c != ':' && c != ' ' && c != '\t' && !is_control(c) &&
+             count(state::line);  // no empty name, no folded line
     case state::line:
       if (c == '\r') return named_ && expect('\r', state::line_end);
       named_ = named_ || c == ':';

@@ -36,8 +36,8 @@ bool to_number(std::string_view text, Number& into) {
   return error == std::errc() && end == text.data() + text.size();
 }
 
-// A name or an IPv4 address of the characters that they can have; in brackets an IPv6 address, perhaps with a zone. Other
-// programs must not read another host from it than this one does.
+// A name or an IPv4 address of the characters that they can have; in brackets an IPv6 address, perhaps with a zone.
+// Other programs must not read another host from it than this one does.
 bool is_host(std::string_view text, bool in_brackets) {
   if (text.empty() || text.size() > 255 || in_brackets != (text.find(':') != std::string_view::npos)) return false;
   return std::all_of(text.begin(), text.end(), [in_brackets](char c) {
@@ -131,8 +131,8 @@ int find_body(const std::vector<header>& headers, bool is_1_0, request& into) {
 
 // Fields that are not sent on as they came: those of this hop, and those that are written anew.
 bool is_replaced(const std::vector<header>& headers, std::string_view name) {
-  return is_hop_by_hop(name) || same(name, "host") || same(name, "content-length") ||
-         same(name, "transfer-encoding") || named_by_connection(headers, name);
+  return is_hop_by_hop(name) || same(name, "host") || same(name, "content-length") || same(name, "transfer-encoding") ||
+         named_by_connection(headers, name);
 }
 
 std::string framing(const std::vector<header>& headers, const request& wanted) {
@@ -187,13 +187,15 @@ outcome parse(std::string_view head, request& into) {
   // "http://a" is "*" of a for OPTIONS (RFC 9112 3.2.4), else "/".
   std::string resource = path.empty() && method == "OPTIONS" ? "*" : std::string(path);
   if (!resource.starts_with('/') && resource != "*") resource.insert(0, "/");
-  // In the client's version, because the answer goes to it as it comes. Host is that of the URI, whatever the client says (RFC
-  // 9112 3.2.2).
-  into.head = std::string(method) + ' ' + resource + ' ' + std::string(version) + "\r\nHost: " + std::string(authority) + "\r\n";
+  // In the client's version, because the answer goes to it as it comes. Host is that of the URI, whatever the client
+  // says (RFC 9112 3.2.2).
+  into.head = std::string(method) + ' ' + resource + ' ' + std::string(version) +
+              "\r\nHost: " + std::string(authority) + "\r\n";
   for (const header& one : headers) {
     if (!is_replaced(headers, one.name)) into.head += std::string(one.name) + ": " + std::string(one.value) + "\r\n";
   }
-  into.head += framing(headers, into) + "Via: " + std::string(version.substr(5)) + " proxy\r\nConnection: close\r\n\r\n";
+  into.head +=
+      framing(headers, into) + "Via: " + std::string(version.substr(5)) + " proxy\r\nConnection: close\r\n\r\n";
   return outcome::done;
 }
 
@@ -211,8 +213,8 @@ outcome parse(std::string_view head, reply& into) {
   std::vector<header> headers;
   const std::string_view rest = head.substr(line_end + 2);
   if (!split_headers(rest.substr(0, rest.size() - 2), headers)) return outcome::wrong;
-  const bool chunked =
-      std::any_of(headers.begin(), headers.end(), [](const header& one) { return same(one.name, "transfer-encoding"); });
+  const bool chunked = std::any_of(headers.begin(), headers.end(),
+                                   [](const header& one) { return same(one.name, "transfer-encoding"); });
   into.head = std::string(line) + "\r\n";
   for (const header& one : headers) {
     const bool frames = same(one.name, "content-length") || same(one.name, "transfer-encoding");
@@ -232,9 +234,13 @@ std::string answer(int status, std::string_view more_headers) {
     case 400: reason = "Bad Request"; break;
     case 403: reason = "Forbidden"; break;
     case 407: reason = "Proxy Authentication Required"; break;
-    case 408: reason = "Request Timeout"; break;
+    case 408:
+      reason = "Request Timeout";
+      break;
     case 431: reason = "Request Header Fields Too Large"; break;
-    case 501: reason = "Not Implemented"; break;
+    case 501:
+      reason = "Not Implemented";
+      break;
     case 502: reason = "Bad Gateway"; break;
     case 503: reason = "Service Unavailable"; break;
     case 504: reason = "Gateway Timeout"; break;

@@ -213,14 +213,15 @@ percore::task<outcome> send_chunks(percore::connection& conn, percore::connectio
   co_return state;
 }
 
-percore::task<outcome> send_known(percore::connection& conn, percore::connection& up, std::uint64_t size, std::uint64_t& sent) {
+percore::task<outcome> send_known(percore::connection& conn, percore::connection& up, std::uint64_t size,
+                                  std::uint64_t& sent) {
   const percore::copied body = co_await conn.copy_to(up, size);
   sent = body.bytes;
   co_return body.bytes == size || body.target_failed ? outcome::done : outcome::more;
 }
 
-// The body of a request, then whatever the client says behind it, which is dropped: one request is served. Comes back when
-// the body is broken or the client is gone, else never: it is the answer's end that ends the exchange.
+// The body of a request, then whatever the client says behind it, which is dropped: one request is served. Comes back
+// when the body is broken or the client is gone, else never: it is the answer's end that ends the exchange.
 percore::task<outcome> send_body(percore::connection& conn, percore::connection& up, const http::request& wanted,
                                  std::uint64_t& sent) {
   outcome state = outcome::done;
@@ -233,19 +234,22 @@ percore::task<outcome> send_body(percore::connection& conn, percore::connection&
   percore::bytes_view dropped = co_await conn.read();
   while (dropped) dropped = co_await conn.read();
   // Without more requests to come, it may still wait for its answer.
-  if (conn.error() != percore::errc::end_of_stream && conn.error() != percore::errc::shutting_down) co_return outcome::more;
+  if (conn.error() != percore::errc::end_of_stream && conn.error() != percore::errc::shutting_down)
+    co_return outcome::more;
   bool waiting = true;
   while (waiting) waiting = co_await conn.sleep_for(std::chrono::hours(1));
   co_return outcome::done;
 }
 
 // The answer, its head written anew.
-percore::task<std::error_code> bring_answer(percore::connection& up, percore::connection& conn, std::uint64_t& brought) {
+percore::task<std::error_code> bring_answer(percore::connection& up, percore::connection& conn,
+                                            std::uint64_t& brought) {
   constexpr int most_heads = 16;
   http::reply given;
   for (int heads = 0; given.status < 200; ++heads) {
     const percore::bytes_view head = co_await up.read_until("\r\n\r\n", longest_head);
-    if (!head && up.error() != percore::errc::end_of_stream && up.error() != percore::errc::limit_exceeded) co_return up.error();
+    if (!head && up.error() != percore::errc::end_of_stream && up.error() != percore::errc::limit_exceeded)
+      co_return up.error();
     if (heads == most_heads || http::parse(head.text(), given) != outcome::done) {
       co_return std::make_error_code(std::errc::bad_message);
     }
@@ -259,8 +263,8 @@ percore::task<std::error_code> bring_answer(percore::connection& up, percore::co
 }
 
 // One request and its answer, which may come, and end all, before the request is whole.
-percore::task<> exchange(percore::connection& conn, percore::outgoing& up, const http::request& wanted, const settings& how,
-                         record& what) {
+percore::task<> exchange(percore::connection& conn, percore::outgoing& up, const http::request& wanted,
+                         const settings& how, record& what) {
   conn.set_lifetime_timeout(std::chrono::milliseconds(0));  // it was for the request's head
   conn.set_idle_timeout(how.idle_timeout);
   up->set_idle_timeout(how.idle_timeout);
