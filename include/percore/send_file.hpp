@@ -25,7 +25,7 @@ namespace detail {
 
 class [[nodiscard("co_await it")]] send_file_awaiter : private write_source {
  public:
-  send_file_awaiter(connection & owner, bytes_view head, int file, std::uint64_t offset, std::uint64_t length) noexcept
+  send_file_awaiter(connection& owner, bytes_view head, int file, std::uint64_t offset, std::uint64_t length) noexcept
       : owner_(&owner), file_(file), head_(head), offset_(offset), left_(length), to_end_(length == to_end_of_file) {}
   bool await_ready() noexcept;
   bool await_suspend(std::coroutine_handle<> waiter) noexcept;
@@ -33,7 +33,7 @@ class [[nodiscard("co_await it")]] send_file_awaiter : private write_source {
 
  private:
   outcome step(engine::slot& through) noexcept;
-  outcome send_head(engine::slot & through) noexcept;
+  outcome send_head(engine::slot& through) noexcept;
   outcome copy(engine::slot& through) noexcept;
   outcome ended(engine::slot& through) const noexcept;
   void push(const engine::slot& through) const noexcept;

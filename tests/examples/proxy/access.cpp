@@ -19,31 +19,32 @@ namespace {
 // are).
 const std::vector<percore::network>& not_public() {
   static const std::vector<percore::network> all = {
-      "0.0.0.0/8",                          // "this host": Linux connects to itself
-      "10.0.0.0/8",                         // private
-      "100.64.0.0/10",                      // carriers' NAT
-      "127.0.0.0/8",                        // loopback
-      "169.254.0.0/16",                     // link-local, and the metadata services of clouds
-      "172.16.0.0/12",                      // private
-      "192.0.0.0/24",                       // protocol assignments
-      "192.0.2.0/24",                       // documentation
-      "192.88.99.0/24",                     // 6to4 relays
-      "192.168.0.0/16",                     // private
-      "198.18.0.0/15",                      // benchmarks
-      "198.51.100.0/24", "203.0.113.0/24",  // documentation
-      "224.0.0.0/3",                        // multicast, reserved, broadcast
-      "::/96",                              // loopback, unspecified, IPv4-compatible
-      "64:ff9b::/96",                       // NAT64
-      "64:ff9b:1::/48",                     // NAT64, local
-      "100::/64",                           // discard
-      "2001::/23",                          // protocol assignments: Teredo, benchmarking, ORCHID
-      "2001:db8::/32",                      // documentation
-      "2002::/16",                          // 6to4
-      "3fff::/20",                          // documentation
-      "5f00::/16",                          // segment routing
-      "fc00::/7",                           // unique local
-      "fe80::/9",                           // link-local, and the former site-local
-      "ff00::/8",                           // multicast
+      "0.0.0.0/8",        // "this host": Linux connects to itself
+      "10.0.0.0/8",       // private
+      "100.64.0.0/10",    // carriers' NAT
+      "127.0.0.0/8",      // loopback
+      "169.254.0.0/16",   // link-local, and the metadata services of clouds
+      "172.16.0.0/12",    // private
+      "192.0.0.0/24",     // protocol assignments
+      "192.0.2.0/24",     // documentation
+      "192.88.99.0/24",   // 6to4 relays
+      "192.168.0.0/16",   // private
+      "198.18.0.0/15",    // benchmarks
+      "198.51.100.0/24",  // documentation
+      "203.0.113.0/24",   // documentation
+      "224.0.0.0/3",      // multicast, reserved, broadcast
+      "::/96",            // loopback, unspecified, IPv4-compatible
+      "64:ff9b::/96",     // NAT64
+      "64:ff9b:1::/48",   // NAT64, local
+      "100::/64",         // discard
+      "2001::/23",        // protocol assignments: Teredo, benchmarking, ORCHID
+      "2001:db8::/32",    // documentation
+      "2002::/16",        // 6to4
+      "3fff::/20",        // documentation
+      "5f00::/16",        // segment routing
+      "fc00::/7",         // unique local
+      "fe80::/9",         // link-local, and the former site-local
+      "ff00::/8",         // multicast
   };
   return all;
 }
