@@ -18,8 +18,8 @@ namespace {
 
 constexpr std::size_t sendfile_bytes = 512 * 1024;  // in one call
 constexpr std::size_t copy_bytes = 16 * 1024;       // a TLS record
-// A file of at most this much travels in one segment with its head, as the kernel hands it down (64 KiB). With larger
-// ones that costs more than the segment it saves: every piece of the file is then split otherwise than its pages are.
+// A file of at most this much travels in one segment with its head, as the kernel hands it down (64 KiB). With larger ones
+// that costs more than the segment it saves (measured with 1 MiB, perf/README.md).
 constexpr std::uint64_t most_held_back = 60 * 1024;
 
 }  // namespace
