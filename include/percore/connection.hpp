@@ -269,7 +269,14 @@ class connection {
   // the page cache does not hold is read from the disk while the core waits: for cold files on slow disks read them
   // first, by offload().
   detail::send_file_awaiter send_file(int file, std::uint64_t offset, std::uint64_t length) noexcept {
-    return detail::send_file_awaiter(*this, file, offset, length);
+    return detail::send_file_awaiter(*this, {}, file, offset, length);
+  }
+  // The same behind a head. A file of up to 60 KiB then begins in the head's segment, and with TLS any does in its
+  // record: for a response of 16 kB an eighth less CPU than write() and send_file(). The head's memory must live until
+  // it is sent; sent_file::bytes does not count it. It is sent also when the file then ends too early or cannot be
+  // read.
+  detail::send_file_awaiter send_file(bytes_view head, int file, std::uint64_t offset, std::uint64_t length) noexcept {
+    return detail::send_file_awaiter(*this, head, file, offset, length);
   }
 
   // Writes to `other` (which may be this one: an echo) what is received here, as relay() does in each direction, until the
