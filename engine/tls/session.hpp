@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -11,6 +12,7 @@
 
 #include "engine/tls/io.hpp"
 #include "engine/tls/openssl.hpp"
+#include "engine/tls/session_cache.hpp"
 
 namespace percore::tls {
 
@@ -34,6 +36,11 @@ class session {
   ~session();
 
   status handshake() noexcept;
+  // Client, before the handshake: `server` is what it verifies and the port. Offers what an earlier session has left, and leaves
+  // what this one brings. True: something is offered.
+  bool resume(std::string server) noexcept;
+  // For the context. True: taken.
+  bool keep_for_resumption(SSL_SESSION* fresh) noexcept;
   // Decrypts into `target`, as much as fits of what has been received.
   status read(std::span<std::byte> target, std::size_t& done) noexcept;
   // Encrypts all of it, at the time `now_ns`. False: failed.
@@ -107,6 +114,13 @@ class session {
   std::vector<kernel_message> kept_messages_;
   void* owner_ = nullptr;
   take_over take_over_ = nullptr;
+  struct resumption {
+    std::string server;
+    authenticated by;  // of the session that was offered
+  };
+  void put_back() noexcept;
+
+  std::unique_ptr<resumption> resumption_;  // client: none when it resumes nothing
   std::size_t burst_ = 0;  // bytes written since the last pause
   std::int64_t last_write_ns_ = 0;
   bool more_ = false;  // the last read has left something, if only the news that the stream has ended
