@@ -65,13 +65,13 @@ struct core_resources {
   // What every turn and every request touch comes first and close together; the large members (the timers' lists, the
   // poller's events) come last, so that all of it lies on few pages.
   std::int64_t now_ns;  // of this turn of the loop: the one clock read
-  const std::uint64_t descriptors = loop::wakeup::table();  // in whose table the connections' are
   slot* running = nullptr;  // whose handler runs now; nullptr: none
   base::counter steps;      // odd while a handler or a posted function runs; for the stall watch
   slot_pool slots;
   unsigned operations_per_turn;
   unsigned index = 0;
   bool stopping = false;  // this core has begun its shutdown: no reader waits for a new message
+  const std::shared_ptr<loop::descriptor_table> descriptors = loop::wakeup::table();  // where the connections' are
   std::shared_ptr<const std::atomic<bool>> stop_requested;  // of the server, which a handler that is kept may outlive
   read_buffer_pool buffers;
   base::intrusive_list<detail::ready_node> ready;  // runs in this turn's last step or in the next turn

@@ -53,7 +53,7 @@ void acceptor::on_event() noexcept {
     last = accept_one();
     if (last != outcome::accepted && last != outcome::aborted) break;
   }
-  if (last == outcome::empty) {
+  if (last == outcome::empty || last == outcome::no_ticket) {
     batch_ = std::max(tried, 1u);
     full_batches_ = 0;
   } else if (++full_batches_ >= (batch_ < small_batch ? turns_to_grow_small : 1)) {
@@ -71,6 +71,11 @@ bool acceptor::settle(outcome last) noexcept {
       return false;
     case outcome::empty:
       return true;
+    case outcome::no_ticket:
+      // All are given out, but one may come back. The level-triggered listener asks again; who drains asks itself.
+      if (!draining_ || settings_.limits->all_tickets_used()) return true;
+      drain_on();
+      return false;
     case outcome::no_room:
       if (state_ != state::paused_for_limit) ++core_.counters.accept_paused_limit;
       disarm(state::paused_for_limit);
@@ -120,8 +125,13 @@ void acceptor::drain() noexcept {
     if (settle(last)) close();
     return;
   }
+  drain_on();  // there may be more
+}
+
+// At the next tick.
+void acceptor::drain_on() noexcept {
   retry_.unlink();
-  core_.timers.insert(retry_, 0);  // there may be more: on at the next tick
+  core_.timers.insert(retry_, 0);
 }
 
 void acceptor::close() noexcept {
@@ -142,11 +152,10 @@ acceptor::outcome acceptor::accept_one() noexcept {
     core_.slots.put_back(*target);
     return refuse_one();
   }
-  // All tickets are given out, but one may come back: the level-triggered listener asks again.
   if (!settings_.limits->take_ticket()) {
     core_.slots.put_back(*target);
     settings_.limits->release_open(1);
-    return outcome::empty;
+    return outcome::no_ticket;
   }
   const outcome result = accept_into(*target);
   if (result != outcome::accepted) {

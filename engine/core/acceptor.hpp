@@ -47,7 +47,7 @@ class acceptor {
 
  private:
   enum class state { armed, paused_for_limit, paused_for_resources, closed };
-  enum class outcome { accepted, aborted, empty, no_room, no_resources };
+  enum class outcome { accepted, aborted, empty, no_ticket, no_room, no_resources };
 
   struct retry_timer : detail::timer_node {
     acceptor* owner = nullptr;
@@ -56,6 +56,7 @@ class acceptor {
   int arm() noexcept;
   void disarm(state why) noexcept;
   void resume() noexcept;
+  void drain_on() noexcept;
   outcome accept_one() noexcept;
   outcome accept_into(slot& target) noexcept;
   outcome refuse_one() noexcept;

@@ -14,7 +14,7 @@ namespace {
 struct start_note {
   std::shared_ptr<deputies> owner;
   void* self;
-  std::uint64_t table;  // of descriptors: the core's
+  std::shared_ptr<loop::descriptor_table> table;  // the core's
 };
 
 }  // namespace
@@ -36,7 +36,7 @@ void deputies::serve() noexcept {
 
 void* deputies::thread_body(void* raw) noexcept {
   const std::unique_ptr<start_note> note(static_cast<start_note*>(raw));
-  loop::wakeup::share_table(note->table);
+  loop::wakeup::share_table(std::move(note->table));
   auto& self = *static_cast<member*>(note->self);
   self.id = ::gettid();
   sys::name_this_thread(note->owner->settings_.name + ".d");

@@ -57,6 +57,10 @@ class shared_limits {
   void use_ticket() noexcept {
     if (max_accepted_ != 0 && used_.fetch_add(1, std::memory_order_relaxed) + 1 == max_accepted_) on_last_accepted();
   }
+  // None is with another core, so none can come back.
+  [[nodiscard]] bool all_tickets_used() const noexcept {
+    return used_.load(std::memory_order_relaxed) >= max_accepted_;
+  }
 
  private:
   const std::size_t max_connections_;

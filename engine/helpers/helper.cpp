@@ -22,7 +22,7 @@ void* pool::thread_body(void* raw) noexcept {
   const std::unique_ptr<start_note> note(static_cast<start_note*>(raw));
   pool& owner = *note->owner;
   helper& self = *note->self;
-  loop::wakeup::share_table(note->table);
+  loop::wakeup::share_table(std::move(note->table));
   server_of_helper = owner.settings_.server;
   sys::name_this_thread(owner.settings_.name + "." + std::to_string(self.number_));
   sys::move_this_thread(owner.settings_.cpus);

@@ -131,7 +131,7 @@ class pool : public std::enable_shared_from_this<pool> {
   struct start_note {
     std::shared_ptr<pool> owner;
     helper* self;
-    std::uint64_t table;  // of descriptors: the core's
+    std::shared_ptr<loop::descriptor_table> table;  // the core's
   };
 
   submission enqueue(detail::job& job, std::int64_t now_ns) noexcept;  // refused: no room

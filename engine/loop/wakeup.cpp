@@ -5,11 +5,19 @@
 #include <limits>
 #include <mutex>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "engine/sys/calls.hpp"
 
 namespace percore::loop {
+
+// Its descriptors go with the table itself, when the last thread that has it ends.
+struct descriptor_table {
+  std::uint64_t known = 0;  // the last wake-up that it has a copy of
+  int process = -1;
+  std::atomic<int> spare = -1;  // makes room for one more
+};
 
 namespace {
 
@@ -18,6 +26,7 @@ constexpr std::uint64_t shared_table = std::numeric_limits<std::uint64_t>::max()
 std::atomic<std::uint64_t> last_serial{0};
 // The last wake-up that this thread's own table has a copy of.
 constinit thread_local std::uint64_t known_serial = shared_table;
+thread_local std::shared_ptr<descriptor_table> own_table;
 
 struct orphans {
   std::mutex mutex;
@@ -34,9 +43,26 @@ void write_one(int fd) noexcept {
   }
 }
 
+int make_eventfd() noexcept { return sys::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
+
+// A descriptor of the process's table, written to from a thread that has another one.
+void write_one_there(descriptor_table& here, int fd) noexcept {
+  int copy = sys::descriptor_of_process(here.process, fd);
+  int spare = -1;
+  if (copy == -EMFILE && (spare = here.spare.exchange(-1, std::memory_order_relaxed)) >= 0) {
+    (void)sys::close(spare);
+    copy = sys::descriptor_of_process(here.process, fd);
+  }
+  if (copy >= 0) {
+    write_one(copy);
+    (void)sys::close(copy);
+  }
+  if (spare >= 0) here.spare.store(make_eventfd(), std::memory_order_relaxed);
+}
+
 }  // namespace
 
-wakeup::wakeup() : fd_(sys::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+wakeup::wakeup() : fd_(make_eventfd()) {
   if (fd_ < 0) throw std::system_error(-fd_, std::system_category(), "percore: cannot create an eventfd");
   serial_ = last_serial.fetch_add(1, std::memory_order_acq_rel) + 1;
 }
@@ -56,10 +82,7 @@ void wakeup::wake() const noexcept {
     write_one(fd_);
     return;
   }
-  const int copy = sys::descriptor_of_process(fd_);
-  if (copy < 0) return;
-  write_one(copy);
-  (void)sys::close(copy);
+  write_one_there(*own_table, fd_);
 }
 
 void wakeup::drain() const noexcept {
@@ -71,15 +94,25 @@ void wakeup::drain() const noexcept {
 int wakeup::unshare_descriptors() noexcept {
   // Read before: one that is made meanwhile may be in the copy or not, and counts as not.
   const std::uint64_t known = last_serial.load(std::memory_order_acquire);
+  auto made = std::make_shared<descriptor_table>();
+  made->known = known;
   const int result = sys::unshare_descriptors();
-  if (result == 0) known_serial = known;
-  return result;
+  if (result != 0) return result;
+  known_serial = known;
+  made->process = sys::own_process();
+  made->spare.store(make_eventfd(), std::memory_order_relaxed);
+  own_table = std::move(made);
+  return 0;
 }
 
 bool wakeup::thread_has_own_descriptors() noexcept { return known_serial != shared_table; }
 
-std::uint64_t wakeup::table() noexcept { return known_serial; }
-void wakeup::share_table(std::uint64_t table) noexcept { known_serial = table; }
+std::shared_ptr<descriptor_table> wakeup::table() noexcept { return own_table; }
+
+void wakeup::share_table(std::shared_ptr<descriptor_table> table) noexcept {
+  known_serial = table ? table->known : shared_table;
+  own_table = std::move(table);
+}
 
 void wakeup::close_orphans() noexcept {
   std::lock_guard lock(all_orphans().mutex);

@@ -7,14 +7,6 @@
 
 namespace percore::sys {
 
-int descriptor_of_process(int fd) noexcept {
-  const int process = or_errno(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
-  if (process < 0) return process;
-  const int copy = or_errno(static_cast<int>(::syscall(SYS_pidfd_getfd, process, fd, 0)));
-  (void)close(process);
-  return copy;
-}
-
 int epoll_wait(int epoll_fd, epoll_event* events, int capacity, std::int64_t timeout_ns) noexcept {
   PERCORE_FAULT_POINT(epoll_wait, epoll_fd);
   if (timeout_ns <= 0) {

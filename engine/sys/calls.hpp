@@ -235,9 +235,12 @@ inline int unshare_descriptors() noexcept {
   return result;
 }
 
-// A copy, in the calling thread's own table, of a descriptor of the process's: that of its first thread
-// (pidfd_getfd(2), Linux 5.6). Close it.
-int descriptor_of_process(int fd) noexcept;
+// The process as a descriptor (pidfd_open(2), Linux 5.3), and through it a copy, in the calling thread's own table, of
+// a descriptor of the process's: that of its first thread (pidfd_getfd(2), Linux 5.6). Close both.
+inline int own_process() noexcept { return or_errno(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0))); }
+inline int descriptor_of_process(int process, int fd) noexcept {
+  return or_errno(static_cast<int>(::syscall(SYS_pidfd_getfd, process, fd, 0)));
+}
 
 inline int unlink(const char* path) noexcept {
   PERCORE_FAULT_POINT(unlink, -1);

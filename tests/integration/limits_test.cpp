@@ -192,6 +192,27 @@ TEST_CASE_FIXTURE(clean_process, "limits: many clients at a small limit are all 
   }
 }
 
+// The kernel wakes one of the cores that share a socket (EPOLLEXCLUSIVE), and the first that waits again and again: once
+// full, it has to tell the others.
+TEST_CASE_FIXTURE(clean_process, "limits: a full core hands clients of a shared socket on to others") {
+  for (int round = 0; round < 5; ++round) {
+    server_options options = all_cores();
+    options.max_connections_per_core = 1;
+    const int listening = listening_socket(address("127.0.0.1:0"));
+    const address where = address_of(listening);
+    server host(options);
+    host.listen_fd(listening, echo);
+    host.start();
+    std::vector<client> peers;
+    for (std::size_t i = 0; i < host.placement().cores.size(); ++i) {
+      peers.emplace_back(where);
+      peers.back().send_all("ping");
+      CHECK(peers.back().recv_exactly(4) == "ping");
+    }
+    host.halt();
+  }
+}
+
 TEST_CASE_FIXTURE(clean_process, "limits: a shutdown at the limit still serves what waits") {
   house home;
   server_options options = one_core();

@@ -24,9 +24,9 @@ using namespace std::chrono_literals;
 // Child processes that hold the client's ends, so that this one has its descriptors for the server's.
 class crowd {
  public:
-  // Forks them; to be made before the server.
-  explicit crowd(std::size_t processes) {
-    for (std::size_t i = 0; i < processes; ++i) {
+  // Forks them; to be made before the server. `first`: others have so many processes already.
+  explicit crowd(std::size_t processes, std::size_t first = 0) {
+    for (std::size_t i = first; i < first + processes; ++i) {
       children_.push_back(std::make_unique<child_process>([i](const child_process::parent& parent) {
         const address where = parent.hear();
         const std::size_t count = std::stoul(parent.hear());
@@ -125,6 +125,34 @@ TEST_CASE_FIXTURE(clean_process, "many connections: idle ones are all ended at o
     clients.wait();
   }
   CHECK(server.total().active == 0);
+  CHECK(alive::count() == 0);
+}
+
+// A process's descriptors may be limited to fewer than 100,000; those of a core with a table of its own count for themselves.
+TEST_CASE_FIXTURE(clean_process, "many connections: 100,000 in one process with a descriptor table for each core" *
+                                     doctest::skip(sanitized)) {
+  constexpr std::size_t wanted = 100'000;
+  const std::size_t limit = raise_descriptor_limit(wanted + 200) - 200;
+  server_options options = small_stacks();
+  options.private_descriptors = true;
+  // Clients are hashed to the cores, so these do not get quite the same number.
+  const std::size_t for_one_server = discover_topology().cpus.size() * limit * 9 / 10;
+  const std::size_t servers = (wanted + for_one_server - 1) / for_one_server;
+  const std::size_t each = (wanted + servers - 1) / servers;
+  const std::size_t processes = each / per_process + 1;
+  std::vector<std::unique_ptr<crowd>> clients;
+  for (std::size_t i = 0; i < servers; ++i) clients.push_back(std::make_unique<crowd>(processes, i * processes));
+  std::vector<std::unique_ptr<test_server>> hosts;
+  for (std::size_t i = 0; i < servers; ++i) hosts.push_back(std::make_unique<test_server>(idle, options));
+  for (std::size_t i = 0; i < servers; ++i) {
+    clients[i]->connect(hosts[i]->where(), each);
+    CHECK(eventually([&] { return hosts[i]->total().active == each; }, 2 * patience));
+  }
+  CHECK(alive::count() == static_cast<long>(each * servers));
+  for (const auto& crowd : clients) crowd->die();
+  for (const auto& host : hosts) {
+    CHECK(eventually([&] { return host->total().active == 0; }, 2 * patience));
+  }
   CHECK(alive::count() == 0);
 }
 

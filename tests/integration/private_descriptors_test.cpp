@@ -1,6 +1,7 @@
 // Cores with descriptor tables of their own: what stays the same, and what the tables must not break.
 #include <doctest/doctest.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -101,6 +102,37 @@ TEST_CASE_FIXTURE(clean_process, "private descriptors: a core wakes a server tha
   }
   later->halt();
   earlier->halt();
+}
+
+TEST_CASE_FIXTURE(clean_process, "private descriptors: a core without descriptors left wakes a later server" *
+                                     doctest::skip(under_tsan)) {
+  std::optional<server> later;
+  event arrived;
+  test_server earlier(
+      [&](connection& conn) -> task<> {
+        std::vector<int> filler;
+        for (int fd = 0; (fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;) filler.push_back(fd);
+        CHECK(errno == EMFILE);
+        while (auto data = co_await conn.read()) {
+          const post_result posted = later->post(0, [&arrived] { arrived.set(); });
+          CHECK(posted == post_result::posted);
+          co_await conn.write(data);
+        }
+        for (const int fd : filler) ::close(fd);
+      },
+      with_own_tables());
+  later.emplace(one_core());
+  later->listen("127.0.0.1:0", echo);
+  later->start();
+  client peer = earlier.connect();
+  for (std::size_t i = 1; i <= 20; ++i) {
+    peer.send_all("wake");
+    CHECK(peer.recv_exactly(4) == "wake");
+    arrived.wait(i);
+  }
+  later->halt();
+  peer.half_close();
+  CHECK(peer.wait_for_end() == ending::fin);
 }
 
 TEST_CASE_FIXTURE(clean_process, "private descriptors: a handle that dies on such a core leaves nothing open" *
