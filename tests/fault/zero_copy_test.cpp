@@ -463,19 +463,27 @@ TEST_CASE_FIXTURE(clean_process, "zero copy: close, reset and shutdown_write und
       one_core(), lending());
   client peer = slow_client(server);
   REQUIRE(lends_on(server));
-  connection_handle handle = who.take();
+  // Done before the peer begins to read, and with it the write could end.
+  const auto at_once = [handle = who.take()](void (*what)(connection&)) {
+    event done;
+    handle.post([what, &done](connection* conn) {
+      if (conn != nullptr) what(*conn);
+      done.set();
+    });
+    done.wait();
+  };
   SUBCASE("close: what the socket has taken still arrives") {
-    handle.post([](connection* conn) { conn->close(); });
+    at_once([](connection& conn) { conn.close(); });
     CHECK((peer.recv_to_end() == text));
     CHECK(result.take().error == errc::closed);
   }
   SUBCASE("reset") {
-    handle.post([](connection* conn) { conn->reset(); });
+    at_once([](connection& conn) { conn.reset(); });
     CHECK(result.take().error == errc::closed);
     CHECK(peer.wait_for_end() == ending::reset);
   }
   SUBCASE("shutdown_write") {
-    handle.post([](connection* conn) { conn->shutdown_write(); });
+    at_once([](connection& conn) { conn.shutdown_write(); });
     CHECK((peer.recv_to_end() == text));
     CHECK(result.take().written);
   }
