@@ -11,6 +11,10 @@ array colours[8] = ["#0072B2", "#999999", "#E69F00", "#009E73", "#56B4E9", "#D55
 array patterns[8] = [3, 1, 2, 6, 4, 5, 7, 3]
 do for [i=1:8] { set linetype i lc rgb colours[i] lw 2 pt i }
 set linetype cycle 8
+# Of the i-th of names, from 0: its number among all servers, which gives its colour, and its pattern. The ninth has the
+# colour of the first and another pattern.
+style(i) = int(word(styles, i+1))
+pattern_of(i) = patterns[(style(i) - 1 + (style(i) - 1) / 8) % 8 + 1]
 set datafile missing "NaN"
 set grid ytics lc rgb "#dddddd"
 set border 3

@@ -8,5 +8,5 @@ set yrange [0:1.2]
 set format y "%.1f"
 set key outside right
 plot 1 with lines dt 2 lc rgb "#000000" title "ideal", \
-     for [i=0:count-1] data using 1:(column(2+i)) with linespoints title word(names, i+1) lc i+1
+     for [i=0:count-1] data using 1:(column(2+i)) with linespoints title word(names, i+1) lc style(i) pt style(i)
 unset output

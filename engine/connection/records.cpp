@@ -192,6 +192,15 @@ bool slot::encrypt_batch() noexcept {
   return true;
 }
 
+// One piece at once: the usual write, in one batch to a socket that has room. What of its records does not fit after all
+// is in the tail, so it is done. False: the connection has ended.
+bool slot::send_encrypted_whole(bytes_view data) noexcept {
+  const bool ok = secure->write({data.data(), data.size()}, core->now_ns);
+  if (send_records(0) && !ok) records_failed();
+  if (ended) fail(end_reason);
+  return !ended;
+}
+
 void slot::send_encrypted() noexcept {
   while (write_remaining > 0 && tail == nullptr && writable && !ended) {
     const bool ok = encrypt_batch();

@@ -144,10 +144,9 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   unsent_tail* tail = nullptr;
   const listener_config* listener = nullptr;
   std::int64_t last_activity_ns = 0;  // kept while `timed`
+  tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
   std::uint32_t read_timeout_ms = 0;
-  std::uint32_t write_timeout_ms = 0;
   std::uint32_t idle_timeout_ms = 0;
-  std::uint32_t lifetime_timeout_ms = 0;
 
   // --- a read in progress: until, into, full ---------------------------------------------------------------
   std::byte* target = nullptr;
@@ -173,6 +172,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   slot_timer deadline_timer;  // one for all timeouts; armed for the earliest, looks again when it fires
   slot_ready ready_node;      // in core.ready, or waiting for a read buffer
   detail::sleep_awaiter* sleeper = nullptr;
+  std::uint32_t write_timeout_ms = 0;
+  std::uint32_t lifetime_timeout_ms = 0;
   std::int64_t start_ns = 0;
   std::int64_t read_deadline_ns = 0;
   std::int64_t write_deadline_ns = 0;
@@ -195,7 +196,6 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     slice_job* slice;           // in all others; none as long as no slice has been away
   };
   frame_arena arena;
-  tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
   detail::offload_piece* piece = nullptr;  // what the handler waits for: offloaded, or about to be answered
   union {
     blocking_job* blocked = nullptr;         // in the phases waiting and blocking
@@ -465,7 +465,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void skip_sent_pieces() noexcept;
   void keep_rest() noexcept;
   bool keep_plain_rest() noexcept;
-  bool send_or_keep(const std::byte* data, std::size_t size, int flags) noexcept;
+  [[gnu::hot]] bool send_or_keep(const std::byte* data, std::size_t size, int flags) noexcept;
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
   void send_source() noexcept;
   void finish_write(bool ok) noexcept;
@@ -493,9 +493,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void handshake_failed() noexcept;
 
   // records.cpp --------------------------------------------------------------------------------------------
-  ssize_t receive_records() noexcept;
-  ssize_t receive_decrypted(std::byte* into, std::size_t capacity) noexcept;
-  bool send_records(int flags) noexcept;
+  [[gnu::hot]] ssize_t receive_records() noexcept;
+  [[gnu::hot]] ssize_t receive_decrypted(std::byte* into, std::size_t capacity) noexcept;
+  [[gnu::hot]] bool send_encrypted_whole(bytes_view data) noexcept;
+  [[gnu::hot]] bool send_records(int flags) noexcept;
   bool send_kernel_messages() noexcept;
   bool send_kernel_message(const tls::kernel_message& message) noexcept;
   bool send_kept_messages() noexcept;

@@ -42,6 +42,10 @@ bool slot::start_write(const bytes_view* first, std::size_t count, bool last) no
       return true;
     }
     if (result > 0) done = static_cast<std::size_t>(result);
+  } else if (in_turn && encrypting && count == 1 && !last && tail == nullptr && writable &&
+             first->size() <= tls::batch_bytes) {
+    write_ok = send_encrypted_whole(*first);
+    return true;
   }
   return write_rest(first, count, last, done, in_turn);
 }
@@ -288,12 +292,7 @@ bool slot::try_write_now(bytes_view data) noexcept {
     fail(static_cast<int>(errc::limit_exceeded));
     return false;
   }
-  if (encrypting) {
-    const bool ok = secure->write({data.data(), data.size()}, core->now_ns);
-    if (send_records(0) && !ok) records_failed();
-    if (ended) fail(end_reason);
-    return !ended;
-  }
+  if (encrypting) return send_encrypted_whole(data);
   if (!send_or_keep(data.data(), data.size(), 0)) fail(end_reason);
   return !ended;
 }

@@ -99,10 +99,12 @@ int wakeup::unshare_descriptors() noexcept {
   const int result = sys::unshare_descriptors();
   if (result != 0) return result;
   known_serial = known;
-  made->process = sys::own_process();
-  made->spare.store(make_eventfd(), std::memory_order_relaxed);
   own_table = std::move(made);
-  return 0;
+  own_table->process = sys::own_process();
+  if (own_table->process < 0 && own_table->process != -ENOSYS) return own_table->process;
+  const int spare = make_eventfd();
+  own_table->spare.store(spare, std::memory_order_relaxed);
+  return spare < 0 ? spare : 0;
 }
 
 bool wakeup::thread_has_own_descriptors() noexcept { return known_serial != shared_table; }

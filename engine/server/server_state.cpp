@@ -124,7 +124,24 @@ void server_state::plan_cores() {
   for (const auto& text : plan_.warnings) warn(text);
 }
 
+// One address for two listeners: the kernel would let the second join the first's group, or take its socket file for a
+// stale one, since nobody listens there yet.
+void server_state::refuse_shared_addresses() const {
+  for (std::size_t i = 1; i < listeners_.size(); ++i) {
+    const std::optional<address>& where = listeners_[i]->where;
+    if (!where || (where->is_unix() ? where->path().empty() : where->port() == 0)) continue;  // the kernel chooses
+    for (std::size_t earlier = 0; earlier < i; ++earlier) {
+      const bool on_purpose = !where->is_unix() && listeners_[i]->options.socket.share_port &&
+                              listeners_[earlier]->options.socket.share_port;
+      if (listeners_[earlier]->where != where || on_purpose) continue;
+      throw listen_error(*where, "bind", std::make_error_code(std::errc::address_in_use),
+                         "listener " + std::to_string(earlier) + " of this server has the same address");
+    }
+  }
+}
+
 void server_state::bind_listeners() {
+  refuse_shared_addresses();
   std::vector<int> cpus;
   for (const auto& place : plan_.cores) cpus.push_back(plan_.pin ? static_cast<int>(place.cpu) : -1);
   const auto callback = [this](const std::string& text) { warn(text); };
@@ -400,9 +417,12 @@ void server_state::signal_all(loop::mailbox::signals bits) noexcept {
 void server_state::begin_shutdown(std::chrono::milliseconds grace) noexcept {
   if (!started_) return;
   stopping_->store(true, std::memory_order_release);
-  if (grace.count() > 0) {
+  if (grace.count() != 0) {
     // The earliest end that anybody asked for.
-    const std::int64_t end = sys::monotonic_ns() + std::chrono::nanoseconds(grace).count();
+    constexpr std::chrono::milliseconds none{0};
+    constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365 * 100);
+    const std::chrono::nanoseconds left = std::clamp(grace, none, longest);
+    const std::int64_t end = sys::monotonic_ns() + left.count();
     std::int64_t known = grace_end_ns_.load(std::memory_order_relaxed);
     while ((known == 0 || end < known) &&
            !grace_end_ns_.compare_exchange_weak(known, end, std::memory_order_release)) {

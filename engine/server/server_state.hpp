@@ -57,6 +57,7 @@ class server_state {
 
   void warn(const std::string& text) const;
   void plan_cores();
+  void refuse_shared_addresses() const;
   void bind_listeners();
   void listen_all();
   void start_threads();

@@ -171,7 +171,7 @@ inline int unacknowledged_bytes(int fd) noexcept {
 inline ssize_t sendfile(int fd, int file, off_t* offset, std::size_t length) noexcept {
   PERCORE_FAULT_POINT_LENGTH(sendfile, fd, length);
 #ifdef PERCORE_FAULTS
-  if (stand_in_for(fd) != nullptr) return -EINVAL;  // it stands in for sendmsg only
+  if (kernel_stand_in* instead = stand_in_for(fd)) return instead->sendfile(fd, file, offset, length);
 #endif
   return or_errno(::sendfile(fd, file, offset, length));
 }

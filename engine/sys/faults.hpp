@@ -114,6 +114,7 @@ class kernel_stand_in {
   virtual int setsockopt(int fd, int level, int name, const void* value, socklen_t length) noexcept = 0;
   // For descriptors that has() knows: send as well.
   virtual ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept = 0;
+  virtual ssize_t sendfile(int fd, int file, off_t* offset, std::size_t length) noexcept = 0;
   [[nodiscard]] virtual bool has(int fd) const noexcept = 0;
   virtual void closed(int fd) noexcept = 0;
 

@@ -166,6 +166,9 @@ void listen_group::bind_one(bool is_first) {
     if (!allowed && !is_first) fail("SO_REUSEPORT", EOPNOTSUPP);
   }
   apply_to_listener(fd, requested_.family(), options_, report_);
+  if (requested_.is_abstract() && options_.unix_permissions.has_value()) {
+    report_.degraded(socket_option::unix_permissions, 0, "an abstract name has none: any local user can connect");
+  }
   if (is_unix && !requested_.is_abstract()) {
     bind_socket_file(fd);
   } else if (const int r = sys::bind(fd, reinterpret_cast<const sockaddr*>(&where), length); r < 0) {
@@ -266,15 +269,22 @@ void listen_group::require_steering(int result) {
 }
 
 void listen_group::check_backlog(int fd) {
-  if (options_.backlog == 0 || bound_.is_unix()) return;
-  tcp_info info{};
-  socklen_t length = sizeof info;
-  if (sys::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0) return;
-  // Of a listening socket tcpi_sacked is the limit of its accept queue (tcp_get_info() in net/ipv4/tcp.c).
-  if (info.tcpi_sacked < static_cast<unsigned>(options_.backlog)) {
+  if (options_.backlog == 0) return;
+  long given = options_.backlog;
+  if (bound_.is_unix()) {
+    // Nothing tells what such a socket has been given.
+    given = read_number("/proc/sys/net/core/somaxconn").value_or(given);
+  } else {
+    tcp_info info{};
+    socklen_t length = sizeof info;
+    if (sys::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0) return;
+    // Of a listening socket tcpi_sacked is the limit of its accept queue (tcp_get_info() in net/ipv4/tcp.c).
+    given = info.tcpi_sacked;
+  }
+  if (given < options_.backlog) {
     report_.degraded(socket_option::backlog, 0,
-                     "the kernel gives " + std::to_string(info.tcpi_sacked) + " of " +
-                         std::to_string(options_.backlog) + "; raise net.core.somaxconn");
+                     "the kernel gives " + std::to_string(given) + " of " + std::to_string(options_.backlog) +
+                         "; raise net.core.somaxconn");
   }
 }
 

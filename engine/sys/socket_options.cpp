@@ -78,14 +78,6 @@ void set_number(int fd, int level, int name, int value, socket_option option, op
     report.degraded(option, -result, refused(-result));
 }
 
-// A number in a file of /proc; nothing if it cannot be read, as in some containers.
-std::optional<long> read_number(const char* path) {
-  std::ifstream file(path);
-  long value = 0;
-  if (file >> value) return value;
-  return {};
-}
-
 void set_buffer(int fd, int name, int bytes, socket_option option, const char* limit, option_report& report) {
   if (bytes == 0) return;
   set_number(fd, SOL_SOCKET, name, bytes, option, report);
@@ -103,12 +95,21 @@ void set_buffer(int fd, int name, int bytes, socket_option option, const char* l
 void set_fast_open(int fd, int queue, option_report& report) {
   if (queue == 0) return;
   set_number(fd, IPPROTO_TCP, TCP_FASTOPEN, queue, socket_option::fast_open_queue, report);
+  std::string reasons;
   // The kernel takes the option also when the feature is off for servers, and then ignores it.
   const std::optional<long> mode = read_number("/proc/sys/net/ipv4/tcp_fastopen");
   if (mode.has_value() && (*mode & 2) == 0) {
-    report.degraded(socket_option::fast_open_queue, 0,
-                    "net.ipv4.tcp_fastopen is " + std::to_string(*mode) + ": its bit 2, for servers, is off");
+    reasons = "net.ipv4.tcp_fastopen is " + std::to_string(*mode) + ": its bit 2, for servers, is off";
   }
+  // It cuts down to net.core.somaxconn in silence (fastopen_queue_tune() in include/linux/tcp.h).
+  int given = 0;
+  socklen_t length = sizeof given;
+  if (sys::getsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN, &given, &length) == 0 && given < queue) {
+    if (!reasons.empty()) reasons += "; ";
+    reasons += "the kernel gives " + std::to_string(given) + " of " + std::to_string(queue) +
+               ": raise net.core.somaxconn";
+  }
+  if (!reasons.empty()) report.degraded(socket_option::fast_open_queue, 0, reasons);
 }
 
 void set_keepalive(int fd, const keepalive_options& keepalive, option_report& report) {
@@ -170,6 +171,13 @@ void apply_to_unix_listener(int fd, const socket_options& options, option_report
 }
 
 }  // namespace
+
+std::optional<long> read_number(const char* path) {
+  std::ifstream file(path);
+  long value = 0;
+  if (file >> value) return value;
+  return {};
+}
 
 option_report::option_report(const address& where, socket_option_set required, warning_callback warn)
     : where_(where), required_(required), warn_(std::move(warn)) {}

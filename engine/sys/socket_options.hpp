@@ -5,6 +5,7 @@
 #include <percore/socket_options.hpp>
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -29,6 +30,9 @@ class option_report {
   socket_option_set reported_;
   warning_callback warn_;
 };
+
+// A number in a file of /proc; nothing if it cannot be read, as in some containers.
+std::optional<long> read_number(const char* path);
 
 // Throws std::invalid_argument naming the first field that is out of its range.
 void validate(const socket_options& options);

@@ -134,6 +134,8 @@ ssl_ctx_ptr core_context::make_ssl_context(const std::vector<const loaded_certif
 #endif
   // An idle connection keeps no record buffers.
   SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_NO_AUTO_CHAIN);
+  // All that has been received at once, instead of the head of a record and then the record.
+  SSL_CTX_set_read_ahead(ctx, 1);
   SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
   SSL_CTX_set_timeout(ctx, static_cast<long>(options.session_lifetime.count()));
   SSL_CTX_set_max_early_data(ctx, 0);

@@ -36,6 +36,9 @@ class core_context {
 
   [[nodiscard]] shared_context& owner() const noexcept { return *owner_; }
   [[nodiscard]] std::uint64_t version() const noexcept { return version_; }
+  [[nodiscard]] bool wants_kernel_tls() const noexcept {
+    return settings_->options.kernel == kernel_tls::when_possible;
+  }
 
   // Sessions alive; the context must outlive them.
   std::size_t sessions = 0;

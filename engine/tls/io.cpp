@@ -20,22 +20,31 @@ int bio_type() noexcept {
 
 }  // namespace
 
-io::io() : input_(new std::byte[input_bytes]), method_(BIO_meth_new(bio_type(), "percore")) {
-  if (!method_ || BIO_meth_set_read_ex(method_.get(), read_callback) != 1 ||
-      BIO_meth_set_write_ex(method_.get(), write_callback) != 1 ||
-      BIO_meth_set_ctrl(method_.get(), control_callback) != 1) {
-    throw std::bad_alloc();
-  }
-  bio_.reset(BIO_new(method_.get()));
-  if (!bio_) throw std::bad_alloc();
-  BIO_set_data(bio_.get(), this);
-  BIO_set_init(bio_.get(), 1);
+io::io()
+    : input_(new std::byte[input_bytes]),
+      plain_(make_kind(control_callback)),
+      kernel_(make_kind(kernel_control_callback)) {
   output_.reserve(4096);
 }
 
-BIO* io::take_bio() noexcept {
-  BIO_up_ref(bio_.get());
-  return bio_.get();
+io::kind io::make_kind(long (*control)(BIO*, int, long, void*)) {
+  kind made{bio_method_ptr(BIO_meth_new(bio_type(), "percore")), nullptr};
+  if (!made.method || BIO_meth_set_read_ex(made.method.get(), read_callback) != 1 ||
+      BIO_meth_set_write_ex(made.method.get(), write_callback) != 1 ||
+      BIO_meth_set_ctrl(made.method.get(), control) != 1) {
+    throw std::bad_alloc();
+  }
+  made.bio.reset(BIO_new(made.method.get()));
+  if (!made.bio) throw std::bad_alloc();
+  BIO_set_data(made.bio.get(), this);
+  BIO_set_init(made.bio.get(), 1);
+  return made;
+}
+
+BIO* io::take_bio(bool for_kernel_tls) noexcept {
+  BIO* bio = (for_kernel_tls ? kernel_ : plain_).bio.get();
+  BIO_up_ref(bio);
+  return bio;
 }
 
 void io::use(session& user) noexcept {
@@ -43,17 +52,16 @@ void io::use(session& user) noexcept {
   // Bytes left here would go out on another connection.
   PERCORE_ASSERT(output_.empty() && kernel_messages_.empty(), "what a TLS session has produced was not sent");
   message_type_ = 0;  // of a session that failed between naming it and writing
-  if (user_ != nullptr) {
-    if (has_input()) {
-      user_->keep_leftover({next_, static_cast<std::size_t>(end_ - next_)});
-    } else {
-      user_->in_use_ = {};
+  if (user_ != nullptr && has_input()) user_->keep_leftover({next_, static_cast<std::size_t>(end_ - next_)});
+  user_ = &user;
+  next_ = end_ = nullptr;
+  if (in_use_ != nullptr || user.kept_ != nullptr) [[unlikely]] {
+    in_use_ = std::move(user.kept_);
+    if (in_use_ != nullptr) {
+      next_ = in_use_.get();
+      end_ = next_ + user.kept_bytes_;
     }
   }
-  user_ = &user;
-  const auto kept = user.leftover();
-  next_ = kept.data();
-  end_ = next_ + kept.size();
 }
 
 void io::forget(const session& user) noexcept {
@@ -62,6 +70,7 @@ void io::forget(const session& user) noexcept {
   kernel_messages_.clear();
   user_ = nullptr;
   next_ = end_ = nullptr;
+  in_use_ = nullptr;
 }
 
 int io::read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t* done) {
@@ -98,9 +107,11 @@ int io::write_callback(BIO* bio, const char* data, std::size_t size, std::size_t
   return 1;
 }
 
-// Flushing is the owner's work: when the operation is done, all it has written is sent at once. The rest is how OpenSSL
-// talks with a BIO about kernel TLS: here are the keys, do you encrypt, of what type is the next write.
-long io::control_callback(BIO* bio, int command, long number, void* pointer) {
+// Flushing is the owner's work: when the operation is done, all it has written is sent at once. All else is not known.
+long io::control_callback(BIO*, int command, long, void*) { return command == BIO_CTRL_FLUSH ? 1 : 0; }
+
+// How OpenSSL talks with a BIO about kernel TLS: here are the keys, do you encrypt, of what type is the next write.
+long io::kernel_control_callback(BIO* bio, int command, long number, void* pointer) {
   constexpr int set_keys = 72;  // bio.h of OpenSSL 3 names these in a comment: its own BIOs only are meant to know them
   constexpr int get_sends = 73;
   constexpr int set_message_type = 74;

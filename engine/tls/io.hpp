@@ -18,8 +18,8 @@ struct kernel_message {
   std::vector<std::byte> content;
 };
 
-// Where the sessions of one core meet the bytes of the wire: one BIO and two buffers, shared by all of them, because
-// only one session works at a time. The owner receives ciphertext into `input` and sends what has gathered in `output`.
+// Where the sessions of one core meet the bytes of the wire: BIOs and two buffers, shared by all of them, because only
+// one session works at a time. The owner receives ciphertext into `input` and sends what has gathered in `output`.
 //
 // A session may leave received ciphertext behind (the handler takes the first record, the second is still there). It
 // stays where it is until another session needs the buffer, and only then moves into a block of its own: a handshake
@@ -34,11 +34,12 @@ class io {
   io& operator=(const io&) = delete;
 
   // The BIO for a session's both directions, with the one reference that SSL_set_bio(3) takes when they are the same.
-  [[nodiscard]] BIO* take_bio() noexcept;
+  // `for_kernel_tls`: one that answers what OpenSSL asks about it. OpenSSL 3.0 asks a dozen times per request.
+  [[nodiscard]] BIO* take_bio(bool for_kernel_tls) noexcept;
 
   // Prepares for operations of `user`: its ciphertext that was left behind is offered first. When there is no memory
   // to save another's, that one has lost its place in the stream and fails at its next operation.
-  void use(session& user) noexcept;
+  [[gnu::hot]] void use(session& user) noexcept;
   // `user` is gone or needs nothing any more.
   void forget(const session& user) noexcept;
 
@@ -61,9 +62,15 @@ class io {
 
  private:
   friend class session;
-  static int read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t* done);
-  static int write_callback(BIO* bio, const char* data, std::size_t size, std::size_t* done);
-  static long control_callback(BIO* bio, int command, long number, void* pointer);
+  [[gnu::hot]] static int read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t* done);
+  [[gnu::hot]] static int write_callback(BIO* bio, const char* data, std::size_t size, std::size_t* done);
+  [[gnu::hot]] static long control_callback(BIO* bio, int command, long number, void* pointer);
+  static long kernel_control_callback(BIO* bio, int command, long number, void* pointer);
+  struct kind {
+    bio_method_ptr method;
+    bio_ptr bio;
+  };
+  kind make_kind(long (*control)(BIO*, int, long, void*));
 
   std::unique_ptr<std::byte[]> input_;
   const std::byte* next_ = nullptr;
@@ -72,8 +79,10 @@ class io {
   std::vector<std::byte> output_;
   std::vector<kernel_message> kernel_messages_;
   std::uint8_t message_type_ = 0;  // of the next write, when the kernel is to encrypt it
-  bio_method_ptr method_;
-  bio_ptr bio_;
+  // Ciphertext of the user's own, which another session's turn found unread: next_ is in it.
+  std::unique_ptr<std::byte[]> in_use_;
+  kind plain_;
+  kind kernel_;
 };
 
 }  // namespace percore::tls

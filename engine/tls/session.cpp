@@ -66,9 +66,9 @@ tls_failure classify(unsigned long error) noexcept {
 }  // namespace
 
 session::session(io& wire, core_context& context, ssl_ptr made) noexcept
-    : io_(wire), context_(context), ssl_(std::move(made)), awaits_input_(SSL_is_server(ssl_.get()) == 1) {
+    : io_(wire), ssl_(std::move(made)), awaits_input_(SSL_is_server(ssl_.get()) == 1), context_(context) {
   ++context_.sessions;
-  BIO* bio = io_.take_bio();
+  BIO* bio = io_.take_bio(context.wants_kernel_tls());
   SSL_set_bio(ssl_.get(), bio, bio);
 }
 
@@ -84,14 +84,8 @@ void session::fail(tls_failure cause, const char* reason) noexcept {
   reason_ = reason;
 }
 
-// SSL_get_error takes an error that somebody else has left on this thread for one of the session's. Looking is cheaper
-// than clearing, which ERR_clear_error does for all 16 places of the queue.
-void session::begin_operation() noexcept {
-  io_.use(*this);
-  if (ERR_peek_error() != 0) ERR_clear_error();
-}
-
-// What a call that has not succeeded means.
+// What a step of the handshake that has not succeeded means. The oldest error says most of it; handshake() has seen to
+// it that nobody else's is in the queue.
 status session::judge(int result) noexcept {
   switch (SSL_get_error(ssl_.get(), result)) {
     case SSL_ERROR_WANT_READ:
@@ -99,25 +93,46 @@ status session::judge(int result) noexcept {
     case SSL_ERROR_ZERO_RETURN:
       close_received_ = true;
       return status::closed;
-    default: {
-      const unsigned long error = ERR_peek_error();
-      const char* text = ERR_reason_error_string(error);
-      fail(classify(error), text == nullptr ? "no memory" : text);
-      ERR_clear_error();
+    default:
+      fail_as_queued(ERR_peek_error());
       return status::failed;
-    }
   }
 }
 
+// The same for a read. Handlers may have left errors of their own on this thread, for which SSL_get_error looks first;
+// to look for them before each read costs 1 % of a request. So the session itself is asked, and of the errors the latest
+// is its own.
+status session::judge_read() noexcept {
+  if (SSL_want_read(ssl_.get())) return failed_ ? status::failed : status::want_input;
+  const unsigned long error = ERR_peek_last_error();
+  const bool ended = (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN) != 0;  // by close_notify, or an alert
+  if (ended && (SSL_in_init(ssl_.get()) == 0 || error == 0)) {  // failures put a session back to the beginning
+    close_received_ = true;
+    return status::closed;
+  }
+  fail_as_queued(error);
+  return status::failed;
+}
+
+void session::fail_as_queued(unsigned long error) noexcept {
+  const char* text = ERR_reason_error_string(error);
+  fail(classify(error), text == nullptr ? "no memory" : text);
+  ERR_clear_error();
+}
+
+// SSL_has_pending tells of bytes of a record that is not whole yet, too.
+bool session::has_more() const noexcept { return io_.has_input() || SSL_has_pending(ssl_.get()) == 1; }
+
 status session::handshake() noexcept {
   if (failed_) return status::failed;
-  begin_operation();
+  io_.use(*this);
+  if (ERR_peek_error() != 0) ERR_clear_error();  // looking is cheaper than clearing all 16 places of the queue
   const int result = SSL_do_handshake(ssl_.get());
   awaits_input_ = begun_ = true;
   if (result != 1) return judge(result);
   established_ = true;
   if (resumption_ != nullptr) put_back();
-  more_ = io_.has_input();
+  more_ = has_more();
   return status::done;
 }
 
@@ -176,7 +191,7 @@ status session::read(std::span<std::byte> target, std::size_t& done) noexcept {
   done = 0;
   if (failed_) return status::failed;
   if (close_received_) return status::closed;
-  begin_operation();
+  io_.use(*this);
   while (done < target.size()) {
     std::size_t got = 0;
     const int result = SSL_read_ex(ssl_.get(), target.data() + done, target.size() - done, &got);
@@ -184,13 +199,13 @@ status session::read(std::span<std::byte> target, std::size_t& done) noexcept {
       fail(tls_failure::internal, no_new_keys);
     }
     if (result != 1) {
-      const status why = judge(0);
+      const status why = judge_read();
       more_ = why != status::want_input;
       // What was decrypted before is handed out first; a lasting state is found again by the next call.
       return done != 0 ? status::done : why;
     }
     done += got;
-    more_ = io_.has_input() || SSL_pending(ssl_.get()) != 0;
+    more_ = has_more();
     if (!more_) break;
   }
   return status::done;
@@ -200,14 +215,13 @@ bool session::write(std::span<const std::byte> data, std::int64_t now_ns) noexce
   if (failed_ || close_sent_) return false;
   if (now_ns - last_write_ns_ > pause_ns) burst_ = 0;
   last_write_ns_ = now_ns;
-  begin_operation();
+  io_.use(*this);
   while (!data.empty()) {
     const std::size_t record = burst_ < small_records_bytes ? small_record : large_record;
     const std::size_t size = std::min(data.size(), record);
     std::size_t written = 0;
     if (SSL_write_ex(ssl_.get(), data.data(), size, &written) != 1) {
-      (void)judge(0);
-      fail(tls_failure::internal, "a record could not be written");
+      fail_as_queued(ERR_peek_last_error());
       return false;
     }
     burst_ += written;
@@ -241,7 +255,7 @@ bool session::keep(const kernel_message& message) noexcept {
 void session::close_notify() noexcept {
   if (!established_ || failed_ || close_sent_) return;
   close_sent_ = true;
-  begin_operation();
+  io_.use(*this);
   (void)SSL_shutdown(ssl_.get());
   ERR_clear_error();
 }
@@ -252,23 +266,14 @@ void session::input_ended() noexcept {
 
 // Bytes that wait for this session -------------------------------------------------------------------------
 
-std::span<const std::byte> session::leftover() noexcept {
-  in_use_ = std::move(kept_);
-  kept_.size = 0;
-  return {in_use_.bytes.get(), in_use_.size};
-}
-
 void session::keep_leftover(std::span<const std::byte> bytes) noexcept {
-  kept_bytes fresh;
-  fresh.bytes.reset(new (std::nothrow) std::byte[bytes.size()]);
-  if (fresh.bytes == nullptr) {
+  kept_.reset(new (std::nothrow) std::byte[bytes.size()]);
+  if (kept_ == nullptr) {
     fail(tls_failure::internal, "no memory for received records");
     return;
   }
-  std::memcpy(fresh.bytes.get(), bytes.data(), bytes.size());
-  fresh.size = bytes.size();
-  kept_ = std::move(fresh);
-  in_use_ = {};
+  std::memcpy(kept_.get(), bytes.data(), bytes.size());
+  kept_bytes_ = bytes.size();
 }
 
 // Questions -------------------------------------------------------------------------------------------------

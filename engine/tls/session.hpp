@@ -10,6 +10,7 @@
 
 #include <percore/tls.hpp>
 
+#include "engine/base/cache_line.hpp"
 #include "engine/tls/io.hpp"
 #include "engine/tls/openssl.hpp"
 #include "engine/tls/session_cache.hpp"
@@ -27,7 +28,7 @@ enum class status : std::uint8_t {
 
 // One TLS conversation, of either side, without a socket: it takes ciphertext from the core's io and leaves there what
 // is to be sent, after every call. Used on its core's thread only.
-class session {
+class alignas(base::cache_line_bytes) session {
  public:
   // `made` is of `context`, which must outlive the session; takes the io's BIO.
   session(io& wire, core_context& context, ssl_ptr made) noexcept;
@@ -42,9 +43,9 @@ class session {
   // For the context. True: taken.
   bool keep_for_resumption(SSL_SESSION* fresh) noexcept;
   // Decrypts into `target`, as much as fits of what has been received.
-  status read(std::span<std::byte> target, std::size_t& done) noexcept;
+  [[gnu::hot]] status read(std::span<std::byte> target, std::size_t& done) noexcept;
   // Encrypts all of it, at the time `now_ns`. False: failed.
-  bool write(std::span<const std::byte> data, std::int64_t now_ns) noexcept;
+  [[gnu::hot]] bool write(std::span<const std::byte> data, std::int64_t now_ns) noexcept;
   // Says goodbye, once; nothing before the handshake is done and nothing after a failure.
   void close_notify() noexcept;
   // The peer's FIN has come. Before its close_notify that is a truncation; in a handshake, its failure.
@@ -96,31 +97,17 @@ class session {
 
  private:
   friend class io;
-  // Ciphertext that another session's turn found unread.
-  struct kept_bytes {
-    std::unique_ptr<std::byte[]> bytes;
-    std::size_t size = 0;
-  };
-  std::span<const std::byte> leftover() noexcept;
   void keep_leftover(std::span<const std::byte> bytes) noexcept;
-  void begin_operation() noexcept;
+  [[nodiscard]] bool has_more() const noexcept;
   status judge(int result) noexcept;
-
-  io& io_;
-  core_context& context_;
-  ssl_ptr ssl_;
-  kept_bytes kept_;
-  kept_bytes in_use_;  // the io reads from it
-  std::vector<kernel_message> kept_messages_;
-  void* owner_ = nullptr;
-  take_over take_over_ = nullptr;
-  struct resumption {
-    std::string server;
-    authenticated by;  // of the session that was offered
-  };
   void put_back() noexcept;
+  status judge_read() noexcept;
+  void fail_as_queued(unsigned long error) noexcept;
 
-  std::unique_ptr<resumption> resumption_;  // client: none when it resumes nothing
+  // What every request touches: one line of the cache.
+  io& io_;
+  ssl_ptr ssl_;
+  std::unique_ptr<std::byte[]> kept_;  // ciphertext that another session's turn found unread
   std::size_t burst_ = 0;  // bytes written since the last pause
   std::int64_t last_write_ns_ = 0;
   bool more_ = false;  // the last read has left something, if only the news that the stream has ended
@@ -131,8 +118,19 @@ class session {
   bool close_sent_ = false;
   bool close_received_ = false;
   bool failed_ = false;
-  tls_failure failure_ = tls_failure::internal;
+
+  core_context& context_;
+  std::size_t kept_bytes_ = 0;
+  std::vector<kernel_message> kept_messages_;
+  void* owner_ = nullptr;
+  take_over take_over_ = nullptr;
   const char* reason_ = "";
+  tls_failure failure_ = tls_failure::internal;
+  struct resumption {
+    std::string server;
+    authenticated by;  // of the session that was offered
+  };
+  std::unique_ptr<resumption> resumption_;  // client: none when it resumes nothing
 };
 
 }  // namespace percore::tls

@@ -116,9 +116,10 @@ class server {
   void wait();
 
   // Stops accepting once the accept queues are drained, lets running handlers finish, wakes those that wait for a
-  // new message with errc::shutting_down, and after `grace` (0: no limit) ends the rest. TLS handshakes that clients have
-  // begun may go on, for 5 s at most; a client that has sent nothing yet is idle. Returns as soon as the last
-  // connection has ended; on a core's thread it only begins. Any thread; a second call can only shorten the grace.
+  // new message with errc::shutting_down, and after `grace` (0: no limit; less: at once; 100 years at most) ends the
+  // rest. TLS handshakes that clients have begun may go on, for 5 s at most; a client that has sent nothing yet is
+  // idle. Returns as soon as the last connection has ended; on a core's thread it only begins. Any thread; a second
+  // call can only shorten the grace.
   void shutdown(std::chrono::milliseconds grace = std::chrono::milliseconds{0});
   // Begins the same and returns at once. Any thread.
   void begin_shutdown(std::chrono::milliseconds grace = std::chrono::milliseconds{0});

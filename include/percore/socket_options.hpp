@@ -108,7 +108,7 @@ struct socket_options {
   int backlog = 0;
 
   // TCP_FASTOPEN, tcp(7) and RFC 7413: requests with data in the SYN that may be pending, for each listening
-  // socket. 0: off. The server side must be on in net.ipv4.tcp_fastopen (bit 2).
+  // socket. 0: off. The server side must be on in net.ipv4.tcp_fastopen (bit 2); net.core.somaxconn caps it.
   int fast_open_queue = 0;
 
   // TCP_DEFER_ACCEPT, tcp(7): "the client speaks first". A connection is accepted when its first data is
@@ -145,7 +145,7 @@ struct socket_options {
   std::chrono::microseconds busy_poll{0};
 
   // File mode of the socket file, 0 to 0777, set before the first client can connect. Nothing: 0777 less the
-  // umask.
+  // umask. An abstract name has no permissions: it gives a warning there.
   std::optional<unsigned> unix_permissions;
 
   // A socket file that nobody listens on, as a killed server leaves it, is removed before binding. Off: it is

@@ -315,7 +315,12 @@ def main():
 
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        return run(sys.argv[1:])
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (Usage, servers.ConfigError, plan.PlanError) as problem:
         print(f"bench: {problem}\n\"scripts/bench --help\" tells the usage", file=sys.stderr)
         return 2

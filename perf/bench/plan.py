@@ -11,6 +11,7 @@ FINE_SHORT_TLS_CONNECTIONS = 50
 FINE_SHORT_TLS_SLICE = 2  # times the slice of other tests
 # A wrk thread costs about what the server's work costs with keep-alive, more where handshakes are made.
 LOAD_CPUS_PER_CORE = 2
+IDLE_S = 2.0  # that the memory of one server's idle connections takes
 
 
 class PlanError(Exception):
@@ -122,7 +123,7 @@ def seconds(settings):
     for group in latency_groups(settings):
         total += len(group.kinds) * (2 * (settings.latency_s + 0.8) + 0.5)
     if settings.idle_connections:
-        total += 2.0 * len(settings.kinds)
+        total += IDLE_S * len(settings.kinds)
     return total
 
 

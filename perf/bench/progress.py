@@ -20,6 +20,10 @@ class Progress:
     def advance(self, planned_s):
         self.done_s += planned_s
 
+    def skip(self, planned_s):
+        """Was done in an earlier run, or cannot be."""
+        self.planned_s = max(1.0, self.planned_s - planned_s)
+
     def show(self, text, step=False):
         """`step`: worth a line of its own where there is no terminal."""
         left = round(self.left_s())

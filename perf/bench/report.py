@@ -42,7 +42,7 @@ def latency_lines(key, servers):
 def idle_lines(idle):
     lines = ["memory of idle connections (PSS of the server; the kernel's sockets are not in it)"]
     for name, found in idle.items():
-        lines.append(f"  {name:10} {found['bytes_per_connection']:8.0f} bytes each, {found['connections']} connections "
+        lines.append(f"  {name:10} {max(0, found['bytes_per_connection']):8.0f} bytes each, {found['connections']} connections "
                      f"({found['before_bytes'] / 1e6:.1f} MB before, {found['after_bytes'] / 1e6:.1f} MB after)")
     return lines
 

@@ -69,7 +69,7 @@ class Runner:
         for group in plan.groups(self.settings):
             known = self.result["groups"].get(group.key)
             if known and not known.get("partial"):
-                self.progress.advance(self.planned(group))
+                self.progress.skip(self.planned(group))
                 continue
             if self.settings.interleave == "fine":
                 self.run_fine(group)
@@ -93,6 +93,7 @@ class Runner:
         results.add_ratios(measured, group.kinds[0].name)
         self.result["groups"][group.key] = {
             "test": group.test.name, "title": group.test.title, "cores": group.cores, "partial": partial,
+            "connections": sum(connections for _, connections in group.instances),
             "server_cpus": group.server_cpus, "load_cpus": [cpu for cpu, _ in group.instances], "servers": measured}
         self.save()
 
@@ -261,15 +262,18 @@ class Runner:
             for kind in group.kinds:
                 known = self.result["groups"].get(group.key, {}).get("servers", {}).get(kind.name)
                 kept = self.result["latency"].setdefault(group.key, {})
-                if known and kind.name not in kept:
-                    self.progress.show(f"latency, test {group.test.name}: {kind.name}", step=True)
-                    try:
-                        kept[kind.name] = self.latency_of(group, kind, known["requests_per_s"]["median"])
-                    except ENDED as failure:
-                        self.note_failure(f"latency, test {group.test.name}", kind.name, failure)
-                    self.end_all()
-                    self.save()
-                self.progress.advance(2 * (self.settings.latency_s + 0.8) + 0.5)
+                planned_s = 2 * (self.settings.latency_s + 0.8) + 0.5
+                if not known or kind.name in kept:
+                    self.progress.skip(planned_s)
+                    continue
+                self.progress.show(f"latency, test {group.test.name}: {kind.name}", step=True)
+                try:
+                    kept[kind.name] = self.latency_of(group, kind, known["requests_per_s"]["median"])
+                except ENDED as failure:
+                    self.note_failure(f"latency, test {group.test.name}", kind.name, failure)
+                self.end_all()
+                self.save()
+                self.progress.advance(planned_s)
 
     def latency_of(self, group, kind, peak):
         server = self.start_server(group, kind)
@@ -295,15 +299,17 @@ class Runner:
         test = next((t for t in self.settings.tests if t.keep_alive and not t.needs), None)
         for group in [g for g in plan.groups(self.settings) if g.test is test][:1]:
             for kind in group.kinds:
-                if kind.name not in self.result["idle"]:
-                    self.progress.show(f"memory of idle connections: {kind.name}", step=True)
-                    try:
-                        self.result["idle"][kind.name] = self.idle_of(group, kind)
-                    except ENDED as failure:
-                        self.note_failure("idle connections", kind.name, failure)
-                    self.end_all()
-                    self.save()
-                self.progress.advance(2.0)
+                if kind.name in self.result["idle"]:
+                    self.progress.skip(plan.IDLE_S)
+                    continue
+                self.progress.show(f"memory of idle connections: {kind.name}", step=True)
+                try:
+                    self.result["idle"][kind.name] = self.idle_of(group, kind)
+                except ENDED as failure:
+                    self.note_failure("idle connections", kind.name, failure)
+                self.end_all()
+                self.save()
+                self.progress.advance(plan.IDLE_S)
 
     def idle_of(self, group, kind):
         server = self.start_server(group, kind)

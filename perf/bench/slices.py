@@ -144,8 +144,8 @@ class Server:
                            f"server {name}", environment)
         self.port = values.get("port")
 
-    def wait_ready(self):
-        deadline = time.monotonic() + START_TIMEOUT_S
+    def wait_ready(self, timeout_s=START_TIMEOUT_S):
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.child.check_alive()
             if self.port is None:
@@ -154,7 +154,7 @@ class Server:
             if self.port is not None and kernel.listens(self.port):
                 return
             time.sleep(0.01)
-        raise Failure(f"server {self.name} does not listen after {START_TIMEOUT_S:.0f} s")
+        raise Failure(f"server {self.name} does not listen after {timeout_s:.0f} s")
 
     def start_load(self, setting):
         self.cpu_at_load_start = kernel.cpu_ns(self.pids())

@@ -3,11 +3,9 @@
 
 #include "perf/pace/options.hpp"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
@@ -23,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "perf/program.hpp"
 #include "perf/pace/exchange.hpp"
 #include "perf/pace/histogram.hpp"
 
@@ -170,11 +169,8 @@ class pacer {
   bool waited_ = false;
 };
 
-void pin_to(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  sched_setaffinity(0, sizeof set, &set);
+void be_on_time_on(int cpu) {
+  program::pin_to(cpu);
   prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);  // 50 us otherwise, which every wait would be late
 }
 
@@ -199,7 +195,7 @@ void print(const options& opt, const histogram& latency, const histogram& lag, s
 void run_at_rate(const options& opt, SSL_CTX* tls, const std::string& request) {
   std::vector<std::unique_ptr<pacer>> pacers;
   std::vector<std::thread> threads;
-  const std::vector<int> cpus = pace::allowed_cpus();
+  const std::vector<int> cpus = program::allowed_cpus();
   for (int i = 0; i < opt.threads; ++i) {
     const int share = opt.connections / opt.threads + (i < opt.connections % opt.threads ? 1 : 0);
     pacers.push_back(std::make_unique<pacer>(opt, opt.rate / opt.threads, share, tls, request));
@@ -208,7 +204,7 @@ void run_at_rate(const options& opt, SSL_CTX* tls, const std::string& request) {
   for (int i = 0; i < opt.threads; ++i) {
     const auto place = static_cast<std::size_t>(i);
     threads.emplace_back([&, place] {
-      pin_to(cpus[place % cpus.size()]);
+      be_on_time_on(cpus[place % cpus.size()]);
       // Staggered, so that the threads do not send in step.
       pacers[place]->run(start + static_cast<std::uint64_t>(static_cast<double>(place) * 1e9 / opt.rate));
     });
@@ -278,10 +274,7 @@ int hold_idle(const options& opt, SSL_CTX* tls, const std::string& request) {
 int main(int argc, char** argv) {
   const options opt = pace::parse_options(argc, argv);
   signal(SIGPIPE, SIG_IGN);  // OpenSSL writes sockets by write(2)
-  rlimit limit{};
-  getrlimit(RLIMIT_NOFILE, &limit);
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
+  program::raise_descriptor_limit();
   SSL_CTX* tls = opt.tls ? pace::make_client_context(opt.resume) : nullptr;
   const std::string request = make_request(opt);
   int status = 0;

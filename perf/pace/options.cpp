@@ -2,14 +2,13 @@
 
 #include <arpa/inet.h>
 #include <getopt.h>
-#include <sched.h>
 
-#include <charconv>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <string_view>
+
+#include "perf/program.hpp"
 
 namespace pace {
 namespace {
@@ -36,25 +35,11 @@ constexpr const char* usage_text =
     "                     keep them until SIGTERM\n"
     "  --help             this text\n";
 
-[[noreturn]] void bad_usage(const std::string& why) {
-  std::fprintf(stderr, "pace: %s (see --help)\n", why.c_str());
-  std::exit(2);
-}
-
-double parse_number(std::string_view text, const char* name, double low, double high) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || !(value >= low && value <= high)) {
-    bad_usage(std::string(name) + ": a number from " + std::to_string(low) + " to " + std::to_string(high) +
-              " expected, not '" + std::string(text) + "'");
-  }
-  return value;
-}
+using program::bad_usage;
+using program::parse_number;
 
 int parse_count(std::string_view text, const char* name) {
-  const double value = parse_number(text, name, 1, 1e6);
-  if (value != std::floor(value)) bad_usage(std::string(name) + ": a whole number expected");
-  return static_cast<int>(value);
+  return parse_number(text, name, 1, 1'000'000);
 }
 
 void parse_address(const std::string& text, sockaddr_in& address) {
@@ -64,7 +49,7 @@ void parse_address(const std::string& text, sockaddr_in& address) {
       inet_pton(AF_INET, text.substr(0, colon).c_str(), &address.sin_addr) != 1) {
     bad_usage("--address: a numeric IPv4 address and a port expected, not '" + text + "'");
   }
-  const double port = parse_number(std::string_view(text).substr(colon + 1), "--address", 1, 65535);
+  const int port = parse_number(std::string_view(text).substr(colon + 1), "--address", 1, 65535);
   address.sin_port = htons(static_cast<std::uint16_t>(port));
 }
 
@@ -101,16 +86,16 @@ void apply(int found, options& opt) {
       parse_address(optarg, opt.address);
       break;
     case rate_:
-      opt.rate = parse_number(optarg, "--rate", 1, 1e8);
+      opt.rate = parse_number(optarg, "--rate", 1.0, 1e8);
       break;
     case connections_:
       opt.connections = parse_count(optarg, "--connections");
       break;
     case duration_:
-      opt.duration_s = parse_number(optarg, "--duration", 0.1, 86'400);
+      opt.duration_s = parse_number(optarg, "--duration", 0.1, 86'400.0);
       break;
     case warm_up_:
-      opt.warm_up_s = parse_number(optarg, "--warm-up", 0, 3600);
+      opt.warm_up_s = parse_number(optarg, "--warm-up", 0.0, 3600.0);
       break;
     case threads_:
       opt.threads = parse_count(optarg, "--threads");
@@ -145,16 +130,6 @@ options parse_options(int argc, char** argv) {
   if ((opt.rate > 0) == (opt.idle > 0)) bad_usage("either --rate or --idle is required");
   if (opt.threads > opt.connections) bad_usage("--threads: more than connections");
   return opt;
-}
-
-std::vector<int> allowed_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  sched_getaffinity(0, sizeof set, &set);
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  return cpus;
 }
 
 }  // namespace pace

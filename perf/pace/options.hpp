@@ -2,8 +2,6 @@
 
 #include <netinet/in.h>
 
-#include <vector>
-
 namespace pace {
 
 struct options {
@@ -21,7 +19,5 @@ struct options {
 
 // Ends the process with status 2 and one line on standard error on bad usage, with status 0 after --help.
 options parse_options(int argc, char** argv);
-
-std::vector<int> allowed_cpus();
 
 }  // namespace pace

@@ -26,11 +26,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <unordered_map>
 
+#include "perf/program.hpp"
 #include "perf/stepcount/decode.hpp"
 
 namespace {
@@ -47,10 +49,7 @@ struct counts {
   std::uint64_t futexes = 0;
 };
 
-[[noreturn]] void die(const char* what) {
-  std::fprintf(stderr, "stepcount: %s: %s\n", what, std::strerror(errno));
-  std::exit(1);
-}
+using program::die;
 
 // A cache line that atomics have changed.
 struct line {
@@ -208,17 +207,6 @@ void rest() {
   nanosleep(&time, nullptr);
 }
 
-int parse(const char* text, const char* name) {
-  int value = 0;
-  const std::string_view digits(text);
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-  if (error != std::errc{} || end != digits.data() + digits.size() || value < 1) {
-    std::fprintf(stderr, "stepcount: %s: a whole number from 1 expected, not '%s'\n", name, text);
-    std::exit(2);
-  }
-  return value;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -232,9 +220,9 @@ int main(int argc, char** argv) {
         stderr);
     return 2;
   }
-  const pid_t pid = parse(argv[1], "PID");
-  const auto port = static_cast<std::uint16_t>(parse(argv[2], "PORT"));
-  const int requests = parse(argv[3], "REQUESTS");
+  const pid_t pid = program::parse_number(argv[1], "PID", 1, std::numeric_limits<pid_t>::max());
+  const auto port = static_cast<std::uint16_t>(program::parse_number(argv[2], "PORT", 1, 65535));
+  const int requests = program::parse_number(argv[3], "REQUESTS", 1, 1'000'000'000);
   std::array<client, connections> loads;
   for (client& load : loads) {
     load.close_each = argc == 5;

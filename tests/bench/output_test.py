@@ -9,7 +9,7 @@ import unittest.mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from perf.bench import generators, report, results, usl  # noqa: E402
+from perf.bench import generators, progress, report, results, sharing, usl  # noqa: E402
 
 WRK = """\
 Running 10s test @ http://127.0.0.1:8080/
@@ -140,6 +140,15 @@ class Figures(unittest.TestCase):
         self.assertEqual(entries["a"]["ratio"]["median"], 1.0)
 
 
+class Progress(unittest.TestCase):
+    def test_what_was_done_before_says_nothing_about_the_time_left(self):
+        shown = progress.Progress(100)
+        shown.skip(60)  # at once, as --resume does
+        self.assertEqual(shown.left_s(), 40)
+        shown.advance(2)
+        self.assertEqual(shown.left_s(), 38)
+
+
 class Scale(unittest.TestCase):
     def test_the_fit_finds_what_made_the_points(self):
         model = {"lambda": 1000.0, "sigma": 0.02, "kappa": 1e-4}
@@ -156,6 +165,21 @@ class Scale(unittest.TestCase):
         self.assertIsNone(usl.fit([(1, 10), (2, 20), (3, 30), (3, 31)]))
         result = {"groups": {}}
         self.assertIn("needed for a fit", report.scale_lines(result)[0])
+
+    def test_lines_that_move_between_threads(self):
+        """0x1000 is thread 1's alone; 0x2000 is stored to by thread 2 and then touched by 1; 0x3000 is only read."""
+        lines = sharing.Lines()
+        lines.follow(b"--9--   SCHED[1]:  acquired lock (x)\n S 00002000,8\n"
+                     b"--9--   SCHED[2]:  acquired lock (x)\nI  00400000,3")
+        lines.count(b" S 00002000,8\n S 00002008,8\n L 00003000,4\nI  00400003,2\n"
+                    b"--9--   SCHED[2]: releasing lock (x) -> VgTs_WaitSys\n--9--   SCHED[1]:  acquired lock (x)\n"
+                    b" S 00001000,8\n M 00001008,8\n L 00002038,8\n L 00002030,8\n L 00003000,4")
+        self.assertEqual(lines.threads, {1, 2})
+        self.assertEqual(lines.moves, {0x80: 1})
+        lines.count(b" S 00002000,8\n S 00002000,8")  # takes it from thread 2
+        self.assertEqual(lines.moves, {0x80: 2})
+        lines.count(b"--9--   SCHED[2]:  acquired lock (x)\n L 00000ffc,8\n S 00003000,4")  # the first ends at 0x1000
+        self.assertEqual(lines.moves, {0x80: 2, 0x40: 1, 0xc0: 1})
 
 
 if __name__ == "__main__":

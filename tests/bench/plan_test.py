@@ -1,24 +1,41 @@
 """What scripts/bench --plan says, against the published set-up, and what it says to bad usage."""
 
+import contextlib
+import io
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from perf.bench import plan, servers, topology, workloads  # noqa: E402
+from perf.bench import cli, plan, servers, topology, workloads  # noqa: E402
 
 BENCH = ROOT / "scripts/bench"
 
 
 def bench(*arguments, **environment):
     return subprocess.run([BENCH, *arguments], capture_output=True, text=True, timeout=60, env=os.environ | environment)
+
+
+def refused(*arguments):
+    """In this process, which is quicker: (exit status, standard error)."""
+    before = signal.getsignal(signal.SIGTERM)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), unittest.mock.patch.object(sys, "argv", ["bench", *arguments]):
+            return cli.main(), errors.getvalue()
+    except SystemExit as end:  # argparse
+        return end.code, errors.getvalue()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def planned(*arguments):
@@ -157,9 +174,9 @@ class Configuration(unittest.TestCase):
         for text, part in (("mine 1\n", ":1: NAME TESTS COMMAND"), ("mine 9 run\n", "no test '9'"),
                            ("percore 1 run\n", "built-in"), ("a/b 1 run\n", "a name has"),
                            ("mine 1 run {if_moon:x}\n", "no condition 'moon'")):
-            done = bench("--plan", "--config", self.write(text))
-            self.assertEqual(done.returncode, 2, text)
-            self.assertIn(part, done.stderr)
+            status, errors = refused("--plan", "--config", self.write(text))
+            self.assertEqual(status, 2, text)
+            self.assertIn(part, errors)
 
     def test_profiles_know_their_certificate_and_options(self):
         kind = servers.built_in("bin", "src")[0]
@@ -181,14 +198,23 @@ class BadUsage(unittest.TestCase):
                                 (["--interleave", "fine", "--duration", "1", "--rounds", "100"], "at least 0.05"),
                                 (["--load", "h2load", "1"], "can run none")):
             with self.subTest(arguments=arguments):
-                done = bench("--plan", *arguments)
-                self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
-                self.assertIn(part, done.stderr)
+                status, errors = refused("--plan", *arguments)
+                self.assertEqual(status, 2, errors)
+                self.assertIn(part, errors)
 
     def test_a_machine_that_is_not_there_cannot_be_measured(self):
         done = bench("--topology", "c5.metal")
         self.assertEqual(done.returncode, 2)
         self.assertIn("--plan", done.stderr)
+
+    def test_a_reader_that_has_seen_enough(self):
+        """As `scripts/bench --plan | head -1`. The plan is longer than a pipe is wide."""
+        with subprocess.Popen([BENCH, "--plan", "--topology", "c5.metal"], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as run:
+            run.stdout.read(1)
+            run.stdout.close()
+            self.assertEqual(run.stderr.read(), b"")
+            self.assertEqual(run.wait(60), 1)
 
     def test_help(self):
         text = bench("--help").stdout

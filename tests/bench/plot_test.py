@@ -37,7 +37,7 @@ def made_up():
     for cores in (1, 2, 4):
         result["groups"][f"1/{cores}"] = group("1", cores, {"percore": entry(30000 * cores), "nginx": entry(
             20000 * cores, ("generator-bound",) if cores == 4 else ())})
-    result["groups"]["5/1"] = group("5", 1, {"percore": entry(10000)})
+    result["groups"]["5/1"] = group("5", 1, {"percore": entry(10000)}) | {"connections": 50}
     curve = {str(p): 10.0 * (1 + p) for p in (0, 50, 90, 99, 99.9, 100)}
     result["latency"]["1/4"] = {name: {share: {"rate": 1000, "latency_us": curve, "errors": 0, "unanswered": 0}
                                        for share in ("50", "80")} for name in NAMES}
@@ -78,7 +78,7 @@ class Plot(unittest.TestCase):
         self.assertEqual(self.lines("test-1-scaling.dat")[1:], ["1 1 1", "2 1 1", "4 1 1"])
         # nginx is not in test 5.
         self.assertEqual(self.lines("overview-1.dat")[1:], ["1 1 0.9 1.1 - 1 0.9 1.1 -", "5 1 0.9 1.1 - NaN NaN NaN -"])
-        self.assertEqual(self.lines("memory.dat")[1:], ["percore 961", "nginx 961"])
+        self.assertEqual(self.lines("memory.dat")[1:], ["percore 961 1", "nginx 961 6"])
         latency = self.lines("latency-1-4-50.dat")
         self.assertIn('"percore"', latency)
         self.assertIn("2 510", latency)
@@ -88,6 +88,14 @@ class Plot(unittest.TestCase):
         for text in ("percore", "nginx", "Made Up", "2026-01-02", "requests/s", "cores of the server", "tcpserver", ">G<",
                      "the generator was the bottleneck"):
             self.assertIn(text, svg)
+        # Each server has its colour, whoever else is in the chart: percore the first, nginx the sixth.
+        for name in ("test-1.svg", "test-1-scaling.svg", "latency-1-4-50.svg", "memory.svg"):
+            svg = (self.path / name).read_text().replace(" ", "").lower()
+            for colour in ("#0072b2", "#d55e00"):
+                self.assertTrue(colour in svg or "rgb({},{},{})".format(*bytes.fromhex(colour[1:])) in svg, (name, colour))
+        self.assertIn("1000 connections, wrk", (self.path / "test-1.svg").read_text())
+        self.assertIn("1000 connections (50 in test 5), wrk", (self.path / "overview-1.svg").read_text())
+        self.assertIn("answered first and slept", (self.path / "test-5.svg").read_text())
         self.assertIn("ideal", (self.path / "test-1-scaling.svg").read_text())
         self.assertIn("bytes per idle connection", (self.path / "memory.svg").read_text())
         self.assertIn("99.9%", (self.path / "latency-1-4-80.svg").read_text())

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 import unittest
-import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/support"))
+
+import marked  # noqa: E402
+
 BENCH = ROOT / "scripts/bench"
 BIN = os.environ["PERCORE_BIN_DIR"]
 WAIT_S = 100
@@ -25,33 +26,12 @@ NEEDED = [name for name in ("wrk", "openssl") if not shutil.which(name)] + \
 
 @unittest.skipUnless(ENOUGH_CPUS, "server and load need a core each")
 @unittest.skipIf(NEEDED, f"not installed: {' '.join(NEEDED)}")
-class Runs(unittest.TestCase):
+class Runs(marked.Marked, unittest.TestCase):
+    prefix = "bench-"
+
     def setUp(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.addCleanup(self.folder.cleanup)
+        super().setUp()
         self.out = pathlib.Path(self.folder.name, "out")
-        self.mark = f"BENCH_TEST={uuid.uuid4()}"
-        name, _, value = self.mark.partition("=")
-        self.environment = os.environ | {name: value, "TMPDIR": self.folder.name}
-
-    def tearDown(self):
-        """Whatever happened, nothing that was started lives on and no temporary file is left."""
-        deadline = time.monotonic() + 10
-        while self.marked() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        self.assertEqual(self.marked(), [])
-        self.assertEqual([n for n in os.listdir(self.folder.name) if n.startswith("bench-")], [])
-
-    def marked(self):
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                environment = pathlib.Path(f"/proc/{entry}/environ").read_bytes()
-            except OSError:
-                continue
-            if self.mark.encode() in environment.split(b"\0"):
-                found.append(int(entry))
-        return found
 
     def words(self, *arguments):
         return [BENCH, *arguments, "--bin-dir", BIN, "--out", str(self.out)]
@@ -99,13 +79,14 @@ class Runs(unittest.TestCase):
             for name in ("test-2.png", "test-2-cpu.svg", "latency-2-1-50.png", "memory.svg"):
                 self.assertTrue((self.out / name).exists(), name)
 
-    def test_rounds_with_two_tests(self):
-        done = self.bench("1", "1-tls", "--servers", "percore,floor", "--rounds", "2", "--duration", "1", *SHORT)
+    def test_rounds(self):
+        done = self.bench("1-tls", "--servers", "percore,floor", "--rounds", "2", "--duration", "1", *SHORT)
         self.assertEqual(done.returncode, 0, done.stderr)
-        for key in ("1/1", "1-tls/1"):
-            for found in self.result()["groups"][key]["servers"].values():
-                self.assertEqual(len(found["samples"]), 2)
-                self.assertIn("50", found["samples"][0]["latency_us"])
+        group = self.result()["groups"]["1-tls/1"]
+        self.assertEqual((list(group["servers"]), group["connections"]), (["percore", "floor"], 20))
+        for found in group["servers"].values():
+            self.assertEqual(len(found["samples"]), 2)
+            self.assertIn("50", found["samples"][0]["latency_us"])
 
     @unittest.skipUnless(shutil.which("h2load"), "h2load is not installed")
     def test_h2load(self):
@@ -120,7 +101,7 @@ class Runs(unittest.TestCase):
         dies.chmod(0o755)
         config = self.config(f"dies all {dies} --listen 127.0.0.1:{{port}}\n"
                              f"refuses all {BIN}/floor --listen 127.0.0.1:{{port}} --no-such-option\n")
-        for mode in (("--interleave", "fine", "--duration", "4", "--rounds", "20"), ("--duration", "3", "--rounds", "1")):
+        for mode in (("--interleave", "fine", "--duration", "3", "--rounds", "15"), ("--duration", "2", "--rounds", "1")):
             with self.subTest(mode=mode):
                 done = self.bench("2", "--config", config, "--servers", "percore,dies,refuses", *mode, *SHORT)
                 self.assertEqual(done.returncode, 1, done.stderr)
@@ -131,7 +112,7 @@ class Runs(unittest.TestCase):
                 shutil.rmtree(self.out)
 
     def test_interrupted_kept_and_gone_on_with(self):
-        arguments = ("1", "2", "--servers", "percore", "--rounds", "1", "--duration", "2", *SHORT)
+        arguments = ("1", "2", "--servers", "percore", "--rounds", "1", "--duration", "1", *SHORT)
         with subprocess.Popen(self.words(*arguments), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               text=True) as run:
             for line in run.stderr:

@@ -6,12 +6,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/support"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 
 import programs  # noqa: E402
+from perf.bench import servers, sharing, workloads  # noqa: E402
 
 STEPCOUNT = programs.binary("stepcount")
 
@@ -137,6 +139,15 @@ class Scale(unittest.TestCase):
         done = subprocess.run([ROOT / "scripts/scale", "--servers", "no"], capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 2)
         self.assertIn("no server 'no'", done.stderr)
+
+    @unittest.skipUnless(sharing.is_possible(), "valgrind is not installed")
+    @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "two threads need a CPU each")
+    def test_no_line_moves_between_cores(self):
+        """The first rule of the engine: nothing on the request path that two cores write."""
+        kind = next(k for k in servers.built_in(str(programs.binary(".")), str(ROOT)) if k.name == "percore")
+        with tempfile.TemporaryDirectory() as root:
+            found = sharing.count(kind, workloads.ALL["1"], sorted(os.sched_getaffinity(0))[:2], root, 0)
+        self.assertLess(found["lines_moved"], 1)
 
     def test_without_programs(self):
         done = subprocess.run([ROOT / "scripts/scale", "--bin-dir", "/nonexistent"], capture_output=True, text=True, timeout=60)

@@ -183,6 +183,23 @@ ssize_t kernel_tls_stand_in::sendmsg(int fd, const msghdr* message, int flags) n
   return static_cast<ssize_t>(taken);
 }
 
+// One record of the file.
+ssize_t kernel_tls_stand_in::sendfile(int fd, int file, off_t* offset, std::size_t length) noexcept {
+  std::vector<unsigned char> content(std::min(length, most_content));
+  const ssize_t got = ::pread(file, content.data(), content.size(), *offset);
+  if (got <= 0) return got < 0 ? -errno : 0;
+  iovec piece{content.data(), static_cast<std::size_t>(got)};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  const ssize_t taken = sendmsg(fd, &message, 0);
+  if (taken > 0) {
+    *offset += taken;
+    file_bytes += static_cast<std::uint64_t>(taken);
+  }
+  return taken;
+}
+
 bool kernel_tls_stand_in::has(int fd) const noexcept {
   const std::lock_guard hold(lock_);
   return streams_.contains(fd);

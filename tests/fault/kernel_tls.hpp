@@ -29,9 +29,11 @@ class kernel_tls_stand_in final : public sys::kernel_stand_in {
   // Calls of each kind so far.
   std::atomic<unsigned> asked{0};     // TCP_ULP
   std::atomic<unsigned> messages{0};  // records of another type than application data
+  std::atomic<std::uint64_t> file_bytes{0};  // taken by sendfile
 
   int setsockopt(int fd, int level, int name, const void* value, socklen_t length) noexcept override;
   ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept override;
+  ssize_t sendfile(int fd, int file, off_t* offset, std::size_t length) noexcept override;
   [[nodiscard]] bool has(int fd) const noexcept override;
   void closed(int fd) noexcept override;
 

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <linux/tls.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -79,6 +80,42 @@ TEST_CASE_FIXTURE(clean_process, "kernel TLS: every cipher of both versions") {
   CHECK(peer.recv_to_end().empty());
   CHECK(peer.close_received());
   CHECK(server.total().tls_kernel_sends == 1);
+}
+
+TEST_CASE_FIXTURE(clean_process, "kernel TLS: files are sent by sendfile, and copied only without it") {
+  kernel_tls_stand_in kernel;
+  bool taken = true;
+  tls_client_options how;
+  SUBCASE("TLS 1.3") { how.min_version = TLS1_3_VERSION; }
+  SUBCASE("TLS 1.2") { how.max_version = TLS1_2_VERSION; }
+  SUBCASE("the kernel has no TLS") {
+    kernel.ulp_error = ENOENT;
+    taken = false;
+  }
+  const std::string text = numbered_text(300'000);
+  const int file = ::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  REQUIRE(::write(file, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+  channel<sent_file> result;
+  {
+    test_server server(
+        [&](connection& conn) -> task<> {
+          const sent_file sent = co_await conn.send_file(file, 0, text.size());
+          result.put(sent);
+          co_await conn.write("behind it");
+        },
+        one_core(), over_tls(by_kernel()));
+    const call_counts counts;
+    tls_client peer = connected(server, how);
+    CHECK((peer.recv_exactly(text.size()) == text));
+    CHECK(peer.recv_to_end() == "behind it");
+    CHECK(peer.close_received());
+    const sent_file sent = result.take();
+    CHECK(sent);
+    CHECK(sent.bytes == text.size());
+    CHECK(kernel.file_bytes == (taken ? text.size() : 0));
+    CHECK((counts.of(call::pread) == 0) == taken);
+  }
+  ::close(file);
 }
 
 TEST_CASE_FIXTURE(clean_process, "kernel TLS: not unless it is asked for") {

@@ -6,10 +6,13 @@ import pathlib
 import shutil
 import signal
 import subprocess
-import tempfile
+import sys
 import time
 import unittest
-import uuid
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+
+import marked  # noqa: E402
 
 FLOOR = os.path.join(os.environ["PERCORE_BIN_DIR"], "floor")
 COMPARE = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "compare"
@@ -19,29 +22,8 @@ SHORT = [*PLACES, "--connections", "20", "--rounds", "3", "--slice", "0.3", "--q
 WAIT_S = 100
 
 
-class Compare(unittest.TestCase):
-    def setUp(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.addCleanup(self.folder.cleanup)
-        self.mark = f"COMPARE_TEST={uuid.uuid4()}"
-        name, _, value = self.mark.partition("=")
-        self.environment = os.environ | {name: value, "TMPDIR": self.folder.name}
-
-    def tearDown(self):
-        """Whatever happened, nothing that was started lives on and no file is left."""
-        self.assertEqual(self.marked(), [])
-        self.assertEqual([n for n in os.listdir(self.folder.name) if n.startswith("compare-")], [])
-
-    def marked(self):
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                environment = pathlib.Path(f"/proc/{entry}/environ").read_bytes()
-            except OSError:
-                continue
-            if self.mark.encode() in environment.split(b"\0"):
-                found.append(int(entry))
-        return found
+class Compare(marked.Marked, unittest.TestCase):
+    prefix = "compare-"
 
     def run_compare(self, *arguments):
         return subprocess.run([COMPARE, *arguments], env=self.environment, stdout=subprocess.PIPE,

@@ -255,11 +255,31 @@ TEST_CASE_FIXTURE(clean_process, "shutdown: a second call can shorten the grace 
     server->begin_shutdown(20ms);
     server->shutdown(1h);
   }
+  SUBCASE("no limit and then one that is over") {
+    server->begin_shutdown();
+    server->shutdown(-1ms);
+  }
   SUBCASE("none and then halt") {
     server->begin_shutdown();
     server->halt();
   }
   CHECK(server.total().active == 0);
+}
+
+TEST_CASE_FIXTURE(clean_process, "shutdown: the longest grace is no short one") {
+  for (const auto grace : {std::chrono::milliseconds::max(), std::chrono::milliseconds(9'223'372'036'855)}) {
+    event waiting;
+    test_server server([&](connection& conn) -> task<> {
+      waiting.set();
+      while (!conn.server_stopping()) co_await conn.sleep_for(1ms);
+      const bool slept = co_await conn.sleep_for(20ms);
+      if (slept) co_await conn.write("done");
+    });
+    client peer = server.connect();
+    waiting.wait();
+    server->shutdown(grace);
+    CHECK(peer.recv_to_end() == "done");
+  }
 }
 
 TEST_CASE_FIXTURE(clean_process, "shutdown: several threads end and wait at the same time") {

@@ -53,6 +53,35 @@ TEST_CASE_FIXTURE(clean_process, "start: fails on an address in use and leaves n
   CHECK(other.where() == first);
 }
 
+TEST_CASE_FIXTURE(clean_process, "start: one address for two listeners is refused") {
+  const address port = own_address();
+  const std::string path = "/tmp/percore-start-" + std::to_string(::getpid());
+  for (const address& where : {port, address("unix:" + path), address("unix:@" + path)}) {
+    CAPTURE(where.to_string());
+    server host(all_cores());
+    host.listen(where, echo);
+    host.listen("127.0.0.1:0", echo);
+    host.listen(where, echo);
+    try {
+      host.start();
+      FAIL("it started");
+    } catch (const listen_error& failure) {
+      CHECK(failure.where() == where);
+      CHECK(failure.code() == std::errc::address_in_use);
+      CHECK(std::string(failure.what()).find("listener 0 of this server") != std::string::npos);
+    }
+    CHECK(::access(path.c_str(), F_OK) != 0);
+  }
+  // Where the kernel chooses there are no two the same, and a group may be shared on purpose.
+  server host(all_cores());
+  listen_options shared;
+  shared.socket.share_port = true;
+  host.listen(port, echo, shared);
+  host.listen(port, echo, shared);
+  for (const char* where : {"127.0.0.1:0", "127.0.0.1:0", "unix:@", "unix:@"}) host.listen(where, echo);
+  host.start();
+}
+
 TEST_CASE_FIXTURE(clean_process, "start: fails on a required option that the kernel does not grant in full") {
   listen_options listening;
   listening.socket.send_buffer_bytes = (1 << 30) - 1;  // far above net.core.wmem_max

@@ -2,6 +2,7 @@
 // the answer must be that of a parser that sees the bytes for the first time.
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cstddef>
 #include <random>
 #include <string>
@@ -255,6 +256,15 @@ TEST_CASE("http_requests: a core that answers slowly throughout learns nothing")
   for (int i = 0; i < 2; ++i)
     CHECK(describe(core.find_requests(get, false)) == describe({0, 0, then::ask_slow}));
   CHECK(core.last_head().size() == 0);
+}
+
+TEST_CASE("http_requests: a server that waits before each response answers one request at a time") {
+  handler_options options;
+  options.sleep = std::chrono::milliseconds(1);
+  fresh_core core(options);
+  const string one = describe({get.size(), 1, then::read_on}) + "; ";
+  CHECK(all_batches(core, get + get) == one + one);
+  CHECK(core.last_head().begins(get));  // quick all the same
 }
 
 TEST_CASE("http_requests: while stopping the last request that is here closes, known or not") {

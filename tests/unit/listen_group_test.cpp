@@ -368,11 +368,18 @@ TEST_CASE("listen_group: the backlog is the one asked for, as far as somaxconn g
     CHECK(backlog_of(group->fd(3)) == (asked == 17 ? 17 : somaxconn));
     CHECK(warnings.size() == (asked > 17 ? 1 : 0));
   }
-  options.required = {socket_option::backlog};
-  const auto group = listen_group::bind("127.0.0.1:0", options, unpinned, warn);
-  const std::string text = listen_failure([&] { group->listen(); }, EOPNOTSUPP);
-  CHECK(contains(text, "backlog"));
-  CHECK(contains(text, "net.core.somaxconn"));
+  for (const char* where : {"127.0.0.1:0", "unix:@"}) {
+    CAPTURE(where);
+    options.required = {};
+    warnings.clear();
+    listen_group::bind(where, options, unpinned, warn)->listen();
+    CHECK(warnings.size() == 1);
+    options.required = {socket_option::backlog};
+    const auto group = listen_group::bind(where, options, unpinned, warn);
+    const std::string text = listen_failure([&] { group->listen(); }, EOPNOTSUPP);
+    CHECK(contains(text, "backlog"));
+    CHECK(contains(text, "net.core.somaxconn"));
+  }
 }
 
 TEST_CASE("listen_group: a required option that the kernel does not give leaves nothing behind") {
@@ -481,6 +488,19 @@ TEST_CASE("listen_group: abstract names, also from the kernel") {
         listen_failure([&] { listen_group::bind(group->bound_address(), {}, unpinned); }, EADDRINUSE);
     CHECK(contains(text, group->bound_address().to_string()));
   }
+}
+
+TEST_CASE("listen_group: an abstract name has no permissions and says so") {
+  const no_leak check;
+  std::vector<std::string> warnings;
+  socket_options options;
+  options.unix_permissions = 0600;
+  (void)listen_group::bind("unix:@", options, unpinned, [&](const std::string& text) { warnings.push_back(text); });
+  REQUIRE(warnings.size() == 1);
+  CHECK(contains(warnings[0], "unix_permissions"));
+  options.required = {socket_option::unix_permissions};
+  const std::string text = listen_failure([&] { listen_group::bind("unix:@", options, unpinned); }, EOPNOTSUPP);
+  CHECK(contains(text, "unix_permissions"));
 }
 
 TEST_CASE("listen_group: stale socket files are replaced, live ones and other files are not") {

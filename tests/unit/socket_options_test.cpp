@@ -173,6 +173,21 @@ TEST_CASE("socket_options: fast open warns when the kernel has it off for server
                   listen_error);
 }
 
+TEST_CASE("socket_options: a fast open queue that the kernel cuts down warns once, and fails if required") {
+  socket_options options;
+  options.fast_open_queue = 2'000'000'000;
+  const address where("127.0.0.1:0");
+  std::vector<std::string> warnings;
+  option_report report(where, {}, [&](const std::string& text) { warnings.push_back(text); });
+  const pair_through_listener pair(where, options, report);
+  REQUIRE(warnings.size() == 1);
+  CHECK(warnings[0].find("fast_open_queue") != std::string::npos);
+  CHECK(warnings[0].find("net.core.somaxconn") != std::string::npos);
+  const owned_fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  option_report strict(where, {socket_option::fast_open_queue}, {});
+  CHECK_THROWS_AS(percore::sys::apply_to_listener(fd, where.family(), options, strict), listen_error);
+}
+
 TEST_CASE("socket_options: a buffer that the kernel cuts down warns once, and fails if required") {
   socket_options options;
   options.receive_buffer_bytes = 1'000'000'000;

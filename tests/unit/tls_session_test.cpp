@@ -1,6 +1,7 @@
 // Sessions of both sides without a socket, and above all the client's: what outgoing connections will stand on.
 #include <doctest/doctest.h>
 
+#include <openssl/err.h>
 #include <openssl/pem.h>
 #include <stdlib.h>
 
@@ -146,6 +147,87 @@ TEST_CASE("tls_session: a client speaks with a server in both versions") {
     CHECK(server.last() == status::closed);
     CHECK(server->close_received());
   }
+}
+
+TEST_CASE("tls_session: errors that others leave on the thread are nobody's failure") {
+  side server(server_tls(), tls_role::server);
+  side client(client_tls(), tls_role::client);
+  REQUIRE(client.set_server_name("localhost"));
+  const auto leave_error = [] { ERR_raise(ERR_LIB_USER, ERR_R_INTERNAL_ERROR); };
+  leave_error();
+  REQUIRE(shake_hands(client, server));
+  leave_error();
+  CHECK(server.read().empty());
+  CHECK(server.last() == status::want_input);
+  CHECK(client.write("question"));
+  server.give(client.take());
+  leave_error();
+  CHECK(server.read() == "question");
+  CHECK(server.write("answer"));
+  client.give(server.take());
+  CHECK(client.read() == "answer");
+  SUBCASE("an end is an end") {
+    client->close_notify();
+    server.give(client.take());
+    leave_error();
+    CHECK(server.read().empty());
+    CHECK(server.last() == status::closed);
+    CHECK_FALSE(server->has_failed());
+  }
+  SUBCASE("a failure says its own reason") {
+    CHECK(client.write("question"));
+    std::string bytes = client.take();
+    bytes.back() = static_cast<char>(bytes.back() ^ 1);
+    server.give(bytes);
+    leave_error();
+    CHECK(server.read().empty());
+    CHECK(server.last() == status::failed);
+    CHECK(server->failure() == tls_failure::protocol);
+    CHECK(server->reason() == "decryption failed or bad record mac");
+    client.give(server.take());
+    leave_error();
+    CHECK(client.read().empty());
+    CHECK(client.last() == status::failed);
+    CHECK(client->failure() == tls_failure::alert);
+  }
+  ERR_clear_error();
+}
+
+TEST_CASE("tls_session: records that arrive together, the last one in part") {
+  side server(server_tls(), tls_role::server);
+  side client(client_tls(), tls_role::client);
+  REQUIRE(client.set_server_name("localhost"));
+  REQUIRE(shake_hands(client, server));
+  CHECK(client.write("one"));
+  CHECK(client.write("two"));
+  std::string bytes = client.take();
+  CHECK(client.write("three"));
+  const std::string last = client.take();
+  for (std::size_t part = 1; part < last.size(); part += 7) {
+    CAPTURE(part);
+    if (part == 1) bytes += last.substr(0, 1);
+    server.give(part == 1 ? bytes : last.substr(part - 7, 7));
+    CHECK(server.read() == (part == 1 ? "onetwo" : ""));
+    CHECK_FALSE(server->pending());
+    if (part + 7 >= last.size()) {
+      server.give(last.substr(part));
+      CHECK(server.read() == "three");
+      CHECK_FALSE(server->pending());
+    }
+  }
+  // One record after the other, when there is no room for more; and the end behind them.
+  CHECK(client.write("four"));
+  client->close_notify();
+  server.give(client.take());
+  std::byte two[2];
+  std::size_t done = 0;
+  CHECK(server->read(two, done) == status::done);
+  CHECK(done == 2);
+  CHECK(server->pending());
+  CHECK(server->read(two, done) == status::done);
+  CHECK(done == 2);
+  CHECK(server->pending());
+  CHECK(server->read(two, done) == status::closed);
 }
 
 TEST_CASE("tls_session: the name that was dialled must be the certificate's") {

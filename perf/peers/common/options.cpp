@@ -3,14 +3,12 @@
 #include <arpa/inet.h>
 #include <getopt.h>
 #include <netinet/in.h>
-#include <sched.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 
+#include "perf/program.hpp"
 #include "perf/peers/common/peer.hpp"
 
 namespace peer {
@@ -36,52 +34,9 @@ constexpr const char* usage_text =
     "  --tickets on|off         off: every handshake is full (default on)\n"
     "  --help                   this text\n";
 
-[[noreturn]] void bad_usage(const std::string& why) {
-  std::fprintf(stderr, "%s: %s (see --help)\n", program_invocation_short_name, why.c_str());
-  std::exit(2);
-}
-
-int parse_number(std::string_view text, const std::string& name, int low, int high) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < low || value > high) {
-    bad_usage(name + ": a number from " + std::to_string(low) + " to " + std::to_string(high) +
-              " expected, not '" + std::string(text) + "'");
-  }
-  return value;
-}
-
-bool parse_switch(std::string_view text, const std::string& name) {
-  if (text != "on" && text != "off")
-    bad_usage(name + ": on or off expected, not '" + std::string(text) + "'");
-  return text == "on";
-}
-
-std::vector<int> parse_cpus(std::string_view text) {
-  std::vector<int> cpus;
-  while (!text.empty()) {
-    const std::string_view item = text.substr(0, text.find(','));
-    const std::size_t dash = item.find('-');
-    const int first = parse_number(item.substr(0, dash), "--cpus", 0, CPU_SETSIZE - 1);
-    const int last = dash == std::string_view::npos
-                         ? first
-                         : parse_number(item.substr(dash + 1), "--cpus", first, CPU_SETSIZE - 1);
-    for (int cpu = first; cpu <= last; ++cpu) cpus.push_back(cpu);
-    text.remove_prefix(std::min(text.size(), item.size() + 1));
-  }
-  if (cpus.empty()) bad_usage("--cpus: a list expected");
-  return cpus;
-}
-
-std::vector<int> allowed_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) die("sched_getaffinity");
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  return cpus;
-}
+using program::bad_usage;
+using program::parse_number;
+using program::parse_switch;
 
 void parse_listen(std::string_view text, options& opt) {
   const std::size_t colon = text.rfind(':');
@@ -142,7 +97,7 @@ void apply(int found, options& opt, floor_server::tls_options& tls) {
       opt.sleep_ms = parse_number(optarg, "--sleep-ms", 0, 3'600'000);
       break;
     case cpus_:
-      opt.cpus = parse_cpus(optarg);
+      opt.cpus = program::parse_cpus(optarg, "--cpus");
       break;
     case defer_:
       opt.defer_accept_s = parse_number(optarg, "--defer-accept", 0, 3600);
@@ -186,7 +141,7 @@ options parse_options(int argc, char** argv, bool can_tls) {
   if (with_tls && (tls.certificate_file.empty() || tls.key_file.empty()))
     bad_usage("--tls needs --cert and --key");
   if (with_tls) opt.tls = tls;
-  if (opt.cpus.empty()) opt.cpus = allowed_cpus();
+  if (opt.cpus.empty()) opt.cpus = program::allowed_cpus();
   return opt;
 }
 

@@ -3,9 +3,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sched.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -14,12 +12,13 @@
 #include <cstring>
 #include <thread>
 
+#include "perf/program.hpp"
+
 namespace peer {
 namespace {
 
-void set_option(int fd, int level, int name, int value, const char* what) {
-  if (setsockopt(fd, level, name, &value, sizeof value) != 0) die(what);
-}
+using program::die;
+using program::set_option;
 
 // Writes the bound address back, so that port 0 is chosen once and shared by all loops.
 int open_listener(const options& opt, sockaddr_in& where) {
@@ -37,26 +36,7 @@ int open_listener(const options& opt, sockaddr_in& where) {
   return fd;
 }
 
-void pin_to(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  if (sched_setaffinity(0, sizeof set, &set) != 0) die("sched_setaffinity");
-}
-
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 }  // namespace
-
-void die(const std::string& what) {
-  std::fprintf(stderr, "%s: %s: %s\n", program_invocation_short_name, what.c_str(), std::strerror(errno));
-  std::exit(1);
-}
 
 void run(const options& opt, const std::function<void(const loop_setting&)>& serve) {
   sigset_t stop;
@@ -65,7 +45,7 @@ void run(const options& opt, const std::function<void(const loop_setting&)>& ser
   sigaddset(&stop, SIGTERM);
   pthread_sigmask(SIG_BLOCK, &stop, nullptr);  // the loops inherit it
   signal(SIGPIPE, SIG_IGN);
-  raise_descriptor_limit();
+  program::raise_descriptor_limit();
 
   static std::optional<floor_server::tls_material> tls;
   if (opt.tls) tls = floor_server::load_tls_material(*opt.tls);
@@ -77,7 +57,7 @@ void run(const options& opt, const std::function<void(const loop_setting&)>& ser
   for (std::size_t i = 0; i < opt.cpus.size(); ++i) listeners.push_back(open_listener(opt, where));
   for (std::size_t i = 0; i < opt.cpus.size(); ++i) {
     std::thread([&opt, &serve, cpu = opt.cpus[i], fd = listeners[i]] {
-      pin_to(cpu);
+      program::pin_to(cpu);
       serve(loop_setting{opt, fd, tls ? &*tls : nullptr});
     }).detach();
   }

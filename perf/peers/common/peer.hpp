@@ -45,8 +45,6 @@ struct loop_setting {
 // the process at once.
 void run(const options& opt, const std::function<void(const loop_setting&)>& serve);
 
-[[noreturn]] void die(const std::string& what);  // with errno's text, status 1
-
 // The responses of one loop.
 class responder {
  public:

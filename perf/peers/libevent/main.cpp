@@ -19,6 +19,7 @@
 #include <string_view>
 
 #include "perf/peers/common/peer.hpp"
+#include "perf/program.hpp"
 
 namespace {
 
@@ -195,7 +196,7 @@ void serve(const peer::loop_setting& setting) {
   event_config_set_flag(config, EVENT_BASE_FLAG_PRECISE_TIMER);
   event_base* base = event_base_new_with_config(config);
   event_config_free(config);
-  if (base == nullptr) peer::die("event_base_new");
+  if (base == nullptr) program::die("event_base_new");
   loop home(setting, base);
   event* listening = event_new(base, home.listener_fd, EV_READ | EV_PERSIST, on_listener, &home);
   event_add(listening, nullptr);

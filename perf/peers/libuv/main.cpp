@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "perf/peers/common/peer.hpp"
+#include "perf/program.hpp"
 
 namespace {
 
@@ -126,7 +127,7 @@ void serve(const peer::loop_setting& setting) {
   listener.data = &home;
   if (uv_tcp_open(&listener, setting.listener_fd) != 0 ||
       uv_listen(reinterpret_cast<uv_stream_t*>(&listener), 4096, on_connection) != 0) {
-    peer::die("uv_listen");
+    program::die("uv_listen");
   }
   uv_run(&uv, UV_RUN_DEFAULT);
 }

@@ -12,10 +12,8 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -31,10 +29,10 @@
 #include <functional>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "perf/program.hpp"
 #include "perf/servers/floor/options.hpp"
 #include "perf/servers/floor/tls.hpp"
 #include "perf/servers/percore-http/crypto.hpp"
@@ -49,17 +47,9 @@ constexpr int accept_batch = 64;  // accepts per listener event, so that connect
 constexpr std::int64_t second_ns = 1'000'000'000;
 constexpr std::size_t receive_bytes = 16384;  // one request's limit; the kernel copies only what is there
 
-[[noreturn]] void die(const char* what) {
-  std::fprintf(stderr, "floor: %s: %s\n", what, std::system_category().message(errno).c_str());
-  std::exit(1);
-}
-
-void pin_to(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  if (sched_setaffinity(0, sizeof set, &set) != 0) die("sched_setaffinity");
-}
+using program::die;
+using program::pin_to;
+using program::set_option;
 
 std::string make_response(const options& opt) {
   std::array<char, 64> date{};
@@ -77,10 +67,6 @@ std::string make_response(const options& opt) {
   return response;
 }
 
-void set_option(int fd, int level, int name, int value, const char* what) {
-  if (setsockopt(fd, level, name, &value, sizeof value) != 0) die(what);
-}
-
 struct address {
   sockaddr_storage storage{};
   socklen_t length = 0;
@@ -93,7 +79,7 @@ address resolve(const options& opt) {
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
   const int error = getaddrinfo(opt.host.c_str(), opt.port.c_str(), &hints, &found);
-  if (error != 0) floor_server::bad_usage("--listen: '" + opt.host + "': " + gai_strerror(error));
+  if (error != 0) program::bad_usage("--listen: '" + opt.host + "': " + gai_strerror(error));
   address result;
   result.length = found->ai_addrlen;
   std::memcpy(&result.storage, found->ai_addr, found->ai_addrlen);
@@ -124,14 +110,6 @@ void print_address(address& where) {
   const bool v6 = where.get()->sa_family == AF_INET6;
   std::printf(v6 ? "listening on [%s]:%s\n" : "listening on %s:%s\n", host.data(), port.data());
   std::fflush(stdout);
-}
-
-// A bare loop that runs out of descriptors would spin on its level-triggered listener.
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 std::int64_t now_ns() {
@@ -307,7 +285,7 @@ int main(int argc, char** argv) {
   sigaddset(&stop, SIGTERM);
   pthread_sigmask(SIG_BLOCK, &stop, nullptr);  // the loops inherit it: no signal ever interrupts their calls
 
-  raise_descriptor_limit();
+  program::raise_descriptor_limit();  // a bare loop without descriptors would spin on its level-triggered listener
   address where = resolve(opt);
   std::optional<tls_material> tls;
   if (opt.tls.form != floor_server::tls_form::off) {

@@ -2,13 +2,12 @@
 
 #include <getopt.h>
 #include <openssl/ssl.h>
-#include <sched.h>
 
-#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <string_view>
-#include <system_error>
+
+#include "perf/program.hpp"
 
 namespace floor_server {
 namespace {
@@ -48,60 +47,9 @@ constexpr const char* usage_text =
     "                              (default on)\n"
     "  --help                      this text\n";
 
-std::uint64_t parse_number(std::string_view text, const char* name, std::uint64_t low, std::uint64_t high) {
-  std::uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < low || value > high) {
-    bad_usage(std::string(name) + ": a number from " + std::to_string(low) + " to " + std::to_string(high) +
-              " expected, not '" + std::string(text) + "'");
-  }
-  return value;
-}
-
-int parse_int(std::string_view text, const char* name, int low, int high) {
-  const auto value =
-      parse_number(text, name, static_cast<std::uint64_t>(low), static_cast<std::uint64_t>(high));
-  return static_cast<int>(value);
-}
-
-bool parse_switch(std::string_view text, const char* name) {
-  if (text == "on") return true;
-  if (text == "off") return false;
-  bad_usage(std::string(name) + ": on or off expected, not '" + std::string(text) + "'");
-}
-
-cpu_set_t allowed_cpus() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) bad_usage("cannot tell which CPUs it may run on");
-  return set;
-}
-
-cpu_set_t parse_cpus(std::string_view text) {
-  const cpu_set_t allowed = allowed_cpus();
-  cpu_set_t chosen;
-  CPU_ZERO(&chosen);
-  while (true) {
-    const std::string_view item = text.substr(0, text.find(','));
-    const std::size_t dash = item.find('-');
-    const int first = parse_int(item.substr(0, dash), "--cpus", 0, CPU_SETSIZE - 1);
-    const int last = dash == std::string_view::npos
-                         ? first
-                         : parse_int(item.substr(dash + 1), "--cpus", first, CPU_SETSIZE - 1);
-    for (int cpu = first; cpu <= last; ++cpu) {
-      if (!CPU_ISSET(cpu, &allowed)) bad_usage("--cpus: may not run on CPU " + std::to_string(cpu));
-      CPU_SET(cpu, &chosen);
-    }
-    if (item.size() == text.size()) return chosen;
-    text.remove_prefix(item.size() + 1);
-  }
-}
-
-std::vector<int> members(const cpu_set_t& set) {
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  return cpus;
-}
+using program::bad_usage;
+using program::parse_number;
+using program::parse_switch;
 
 void parse_listen(std::string_view text, options& opt) {
   const std::size_t colon = text.rfind(':');
@@ -109,7 +57,7 @@ void parse_listen(std::string_view text, options& opt) {
   std::string_view host = text.substr(0, colon);
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
   opt.host = host;
-  opt.port = std::to_string(parse_int(text.substr(colon + 1), "--listen", 0, 65535));
+  opt.port = std::to_string(parse_number(text.substr(colon + 1), "--listen", 0, 65535));
 }
 
 tls_form parse_form(std::string_view text) {
@@ -218,30 +166,24 @@ void check(const options& opt) {
 
 }  // namespace
 
-void bad_usage(const std::string& why) {
-  std::fprintf(stderr, "floor: %s (see --help)\n", why.c_str());
-  std::exit(2);
-}
-
 options parse_options(int argc, char** argv) {
   options opt;
   std::optional<bool> first_read;
-  cpu_set_t cpus = allowed_cpus();
   const char* tls_given = nullptr;
   bool key_type_given = false;
   for (int c, i = 0; (c = getopt_long(argc, argv, "", flags, &i)) != -1;) {
     if (parse_tls_flag(c, opt.tls) && c != tls_) tls_given = flags[i].name;
     if (c == key_type_) key_type_given = true;
     if (c == listen_) parse_listen(optarg, opt);
-    if (c == body_) opt.body_bytes = parse_number(optarg, "--body", 0, max_body_bytes);
+    if (c == body_) opt.body_bytes = parse_number<std::uint64_t>(optarg, "--body", 0, max_body_bytes);
     if (c == keep_alive_) opt.keep_alive = parse_switch(optarg, "--keep-alive");
     if (c == aes_) opt.aes = true;
-    if (c == sleep_) opt.sleep_ms = parse_int(optarg, "--sleep-ms", 0, 60'000);
-    if (c == cpus_) cpus = parse_cpus(optarg);
-    if (c == defer_accept_) opt.defer_accept_s = parse_int(optarg, "--defer-accept", 0, 3600);
+    if (c == sleep_) opt.sleep_ms = parse_number(optarg, "--sleep-ms", 0, 60'000);
+    if (c == cpus_) opt.cpus = program::parse_cpus(optarg, "--cpus");
+    if (c == defer_accept_) opt.defer_accept_s = parse_number(optarg, "--defer-accept", 0, 3600);
     if (c == fin_with_data_) opt.fin_with_data = true;
     if (c == first_read_) first_read = parse_switch(optarg, "--accept-first-read");
-    if (c == backlog_) opt.backlog = parse_int(optarg, "--backlog", 1, 65535);
+    if (c == backlog_) opt.backlog = parse_number(optarg, "--backlog", 1, 65535);
     if (c == '?') std::exit(2);  // getopt_long has said why
     if (c == help_) {
       std::fputs(usage_text, stdout);
@@ -251,7 +193,7 @@ options parse_options(int argc, char** argv) {
   if (optind < argc) bad_usage(std::string("unexpected argument '") + argv[optind] + "'");
   check(opt);
   check_tls(opt.tls, tls_given, key_type_given);
-  opt.cpus = members(cpus);
+  if (opt.cpus.empty()) opt.cpus = program::allowed_cpus();
   opt.accept_first_read = first_read.value_or(opt.defer_accept_s > 0);
   return opt;
 }

@@ -41,6 +41,4 @@ struct options {
 // status 0 after --help.
 options parse_options(int argc, char** argv);
 
-[[noreturn]] void bad_usage(const std::string& why);
-
 }  // namespace floor_server

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <vector>
 
+#include "perf/program.hpp"
 #include "perf/servers/floor/tls.hpp"
 
 namespace floor_server {
@@ -26,10 +27,7 @@ constexpr std::size_t receive_bytes = 32768;  // more than a record of the longe
 constexpr std::size_t send_bytes = 65536;
 constexpr std::size_t request_bytes = 16384;
 
-[[noreturn]] void die(const char* what) {
-  std::perror(what);
-  std::exit(1);
-}
+using program::die;
 
 void wait_for_room(int fd) {
   pollfd wait{fd, POLLOUT, 0};

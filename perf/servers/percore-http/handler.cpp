@@ -32,7 +32,7 @@ core_state::core_state(const handler_options& options, const response_layout& la
     : responses(layout),
       keep_alive_(options.keep_alive),
       all_slow_(all_slow),
-      most_answers_(layout.copies(true)),
+      most_answers_(options.sleep.count() != 0 ? 1 : layout.copies(true)),  // each request waits for itself
       limits_(options.limits) {}
 
 // Answered from the ready response, and nothing has to be waited for: the body, if any, is there whole.
@@ -198,23 +198,30 @@ task<bool> serve_slow(connection& conn, core_state& core, const handler_options&
 }  // namespace
 
 task<> http_handler::operator()(connection& conn) const {
-  return app_->options().many_threads ? serve_alone(conn) : serve(conn, app_->core(conn));
+  return app_->options().many_threads ? serve_alone(conn) : start(conn, app_->core(conn));
 }
 
 task<> http_handler::serve_alone(connection& conn) const {
   const std::unique_ptr<core_state> own = app_->make_state(app_->all_slow());
-  co_await serve(conn, *own);
+  co_await start(conn, *own);
   app_->helper_answered(conn.core_index(), own->answered);
 }
 
+template <bool waits_first>
 task<> http_handler::serve(connection& conn, core_state& core) const {
   bytes_view data = co_await conn.read();
   while (data) {
-    const request_batch batch = core.find_requests(data, conn.server_stopping());
+    request_batch batch = core.find_requests(data, conn.server_stopping());
     const std::size_t rest = data.size() - batch.bytes;
     if (rest != 0) conn.unread(rest);
     conn.release_view();  // the answers do not need it, and they may have to wait for a slow reader
 
+    if constexpr (waits_first) {
+      if (batch.answers != 0) {
+        if (!co_await conn.sleep_for(app_->options().sleep)) co_return;
+        if (conn.server_stopping() && rest == 0) batch.next = request_batch::then::close;  // since it began to wait
+      }
+    }
     if (batch.answers != 0) {
       const bool last = batch.next == request_batch::then::close;
       const response_lease lease = core.responses.take(!last, batch.answers, conn.now());
