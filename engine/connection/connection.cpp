@@ -86,7 +86,8 @@ std::chrono::steady_clock::time_point connection::start_time() const noexcept {
 }
 [[gnu::hot]] std::chrono::steady_clock::time_point connection::now() const noexcept {
   const slot& s = slot::of(*this);
-  return to_time_point(s.is_away() ? sys::monotonic_ns() : s.core->now_ns);
+  if (!s.is_away()) return to_time_point(s.core->now_ns);
+  return to_time_point(s.slice->on != nullptr ? sys::monotonic_ns() : s.slice->turn_ns);
 }
 
 address connection::peer_address() const noexcept { return slot::of(*this).peer; }

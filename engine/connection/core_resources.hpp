@@ -20,6 +20,7 @@
 #include "engine/loop/mailbox.hpp"
 #include "engine/loop/poller.hpp"
 #include "engine/loop/timer_wheel.hpp"
+#include "engine/sys/run_queue.hpp"
 #include "engine/tls/core_state.hpp"
 
 namespace percore {
@@ -97,6 +98,7 @@ struct core_resources {
   bool given_up = false;            // what is away will not come back
   bool open_to_takeover = false;    // slices of coroutine handlers run so
   std::vector<spill_gauge> gauges;  // of the listeners, by their numbers
+  slice_timing timing;              // of slices that may be spilled when they are slow
   // The clock as read at the end of the last measured slice, and `steps` then: it is the beginning of the next one if
   // nothing else has run between.
   std::int64_t measured_at_ns = 0;
@@ -148,13 +150,39 @@ struct core_resources {
     ++steps;
   }
 
-  // For a slice that begins now, without reading the clock if that can be.
-  [[nodiscard]] std::int64_t beginning_of_slice() const noexcept {
-    return measured_steps == steps.get() ? std::max(measured_at_ns, now_ns) : sys::monotonic_ns();
+  // An untimed slice has ended, or some have and the turn does.
+  void count_slice() noexcept {
+    if (timing.count(now_ns)) look_at_slices();
   }
-  void slice_measured(std::int64_t at_ns) noexcept {
-    measured_at_ns = at_ns;
+  void look_at_slices() noexcept { timing.look(sys::monotonic_ns()); }
+  // Whether slices of this listener are to be spilled now, and before that, whether they are still to be timed.
+  bool listener_is_slow(std::size_t number) noexcept {
+    if (timing.over(now_ns) && std::none_of(gauges.begin(), gauges.end(), [&](auto& g) { return g.slow(now_ns); })) {
+      timing.end();
+      return false;
+    }
+    return gauges[number].slow(now_ns);
+  }
+  // One has taken so long, wherever it ran, and has ended about now.
+  void note_slice(std::size_t number, std::int64_t ran_ns, std::int64_t ended_ns) noexcept {
+    spill_gauge& gauge = gauges[number];
+    if (ran_ns <= gauge.budget_ns()) return;
+    timing.long_one(ended_ns);
+    if (gauge.note(ran_ns, ended_ns)) ++counters.spill_begins;
+  }
+
+  // For a slice that is to be timed and begins now, without reading the clock if that can be.
+  [[nodiscard]] std::int64_t beginning_of_slice() const noexcept {
+    const std::int64_t now = measured_steps == steps.get() ? std::max(measured_at_ns, now_ns) : sys::monotonic_ns();
+    sys::lost_time::prepare(now);
+    return now;
+  }
+  // It has ended: how long it ran, as far as that is its own doing.
+  [[nodiscard]] std::int64_t end_of_slice(std::int64_t begun_ns, std::int64_t budget_ns) noexcept {
+    measured_at_ns = sys::monotonic_ns();
     measured_steps = steps.get();
+    const std::int64_t ran = measured_at_ns - begun_ns;
+    return ran <= budget_ns ? ran : sys::lost_time::without(ran, measured_at_ns);
   }
 
   void report(std::exception_ptr exception) noexcept {

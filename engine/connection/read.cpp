@@ -317,7 +317,10 @@ bool suspend_read(Awaiter& read, connection& owner, std::coroutine_handle<> wait
   return slot::of(*owner_).start_read(read_kind::some);
 }
 [[gnu::hot]] bool detail::read_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
-  return suspend_read(*this, *owner_, waiter);
+  slot& s = slot::of(*owner_);
+  if (!s.is_away()) return s.suspend_read(waiter);
+  s.request_read(waiter);
+  return true;
 }
 [[gnu::hot]] bytes_view detail::read_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
 
@@ -390,7 +393,7 @@ bool detail::read_full_awaiter::await_resume() const noexcept {
   slot& s = slot::of(*this);
   s.view_size = 0;
   if (s.is_away()) {
-    s.slice->rare().view_released = true;
+    s.slice->view_released = true;
     return;
   }
   if (s.begin == s.end) s.drop_buffer();

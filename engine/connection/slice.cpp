@@ -46,10 +46,14 @@ slice_job::slice_job() noexcept {
   always_runs = true;
   work = [](detail::job& base, helpers::helper& self) noexcept {
     auto& slice = static_cast<slice_job&>(base);
+    const std::int64_t begun = slice.begun_ns.load(std::memory_order_relaxed);
+    sys::lost_time::prepare(begun);
     slice.on = &self;
     slice.run();
     slice_of_thread = nullptr;
-    slice.ran_ns = sys::monotonic_ns() - slice.begun_ns.load(std::memory_order_relaxed);
+    const std::int64_t now = sys::monotonic_ns();
+    slice.ran_ns = now - begun;
+    if (slice.ran_ns > slice.owner->listener->spill_budget_ns) slice.ran_ns = sys::lost_time::without(slice.ran_ns, now);
   };
   deliver = [](detail::completion& done, core_resources& core) {
     auto& back = static_cast<slice_job&>(static_cast<detail::job&>(done));
@@ -71,11 +75,17 @@ slice_job* slice_job::take(slot& owner) noexcept {
   return taken;
 }
 
-void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
-  if (core.idle_slice_count >= most_idle || unused->kept.capacity() > most_kept_idle) {
+void slice_job::give_back_clean(slice_job* unused, core_resources& core) noexcept {
+  if (core.idle_slice_count >= most_idle || unused->kept.capacity() > most_kept_idle) [[unlikely]] {
     delete unused;
     return;
   }
+  unused->next_completed = core.idle_slices;
+  core.idle_slices = unused;
+  ++core.idle_slice_count;
+}
+
+void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
   unused->request_count = unused->runnable_count = 0;
   unused->ending = unused->write_requested = unused->timeouts_changed = unused->view_released = false;
   unused->looked_for = unused->deadline = unused->anything_happened = unused->anything_rare = false;
@@ -84,9 +94,7 @@ void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
   unused->kept.clear();
   unused->calls.clear();
   unused->messages.clear();
-  unused->next_completed = core.idle_slices;
-  core.idle_slices = unused;
-  ++core.idle_slice_count;
+  give_back_clean(unused, core);
 }
 
 void slice_job::free_idle(core_resources& core) noexcept {
@@ -116,52 +124,66 @@ void slot::resume_detachable(std::coroutine_handle<> handle) noexcept {
 
 // Where the handler runs on: with the helpers, here but away, or here.
 void slot::go_on(std::coroutine_handle<> handle) noexcept {
-  if (detachable) {
-    const bool spilled = listener->spill == spilling::always ||
-                         (listener->spill == spilling::when_slow && core->gauges[listener->index].slow(core->now_ns));
-    if ((spilled || core->open_to_takeover) && go_away(handle, spilled)) return;
-    if (listener->spill == spilling::when_slow) {
-      run_measured(handle);
-      return;
-    }
+  core_resources& on = *core;
+  if (!detachable) {
+    run_here(handle);
+  } else if (slices_are_spilled() && go_to_helpers(handle)) {
+    ++on.counters.spilled;
+  } else if (on.open_to_takeover && leave_core(handle)) {
+    // It runs when the loop comes to it.
+  } else if (listener->spill != spilling::when_slow) {
+    run_here(handle);
+  } else if (on.timing.singly()) {
+    run_measured(handle);
+  } else {
+    run_here(handle);
+    on.count_slice();
   }
-  run_here(handle);
+}
+
+bool slot::slices_are_spilled() const noexcept {
+  if (listener->spill == spilling::never) return false;
+  return listener->spill == spilling::always || (core->timing.singly() && core->listener_is_slow(listener->index));
 }
 
 void slot::run_measured(std::coroutine_handle<> handle) noexcept {
   core_resources& on = *core;
-  spill_gauge& gauge = on.gauges[listener->index];
+  const listener_config& its = *listener;
   const std::int64_t begun = on.beginning_of_slice();
   run_here(handle);
-  on.slice_measured(sys::monotonic_ns());
-  if (gauge.note(on.measured_at_ns - begun, on.measured_at_ns)) ++on.counters.spill_begins;
+  const std::int64_t ran = on.end_of_slice(begun, its.spill_budget_ns);
+  on.note_slice(its.index, ran, on.measured_at_ns);
 }
 
-// False: there is no memory for it, or no helper will come any more.
-bool slot::go_away(std::coroutine_handle<> handle, bool to_helpers) noexcept {
-  if (slice == nullptr) {
-    slice = slice_job::take(*this);
-    if (slice == nullptr) return false;
-  }
+// Each false: there is no memory for it, or no helper will come any more.
+
+bool slot::go_to_helpers(std::coroutine_handle<> handle) noexcept {
+  if (slice == nullptr) slice = slice_job::take(*this);
+  if (slice == nullptr) return false;
   slice_job& leaving = *slice;
   leaving.next = handle;
+  leaving.where = slice_job::place::with_helpers;
   phase = slot_phase::away;
   operations = away_operations;
-  if (to_helpers) {
-    leaving.where = slice_job::place::with_helpers;
-    // However full the queue is: run here, it would keep others waiting that have nothing to do with it.
-    if (core->helpers->submit(leaving, core->now_ns, helpers::admission::always) != helpers::pool::submission::refused) {
-      ++core->counters.spilled;
-      return true;
-    }
-    if (!core->open_to_takeover) {
-      phase = slot_phase::running;
-      operations = leaving.operations;
-      return false;
-    }
+  // However full the queue is: run here, it would keep others waiting that have nothing to do with it.
+  if (core->helpers->submit(leaving, core->now_ns, helpers::admission::always) != helpers::pool::submission::refused) {
+    return true;
   }
+  leaving.where = slice_job::place::nowhere;
+  phase = slot_phase::running;
+  operations = leaving.operations;
+  return false;
+}
+
+bool slot::leave_core(std::coroutine_handle<> handle) noexcept {
+  if (slice == nullptr) slice = slice_job::take(*this);
+  if (slice == nullptr) [[unlikely]] return false;
+  slice_job& leaving = *slice;
+  leaving.next = handle;
   leaving.where = slice_job::place::on_core;
   leaving.on = nullptr;
+  phase = slot_phase::away;
+  operations = away_operations;
   core->slices.push_back(leaving);
   return true;
 }
@@ -174,6 +196,17 @@ void slot::request(bool (*start)(void*, std::coroutine_handle<>) noexcept, void*
   PERCORE_ASSERT(slice->request_count < slice->requests.size(), "a connection has too many coroutines");
   slice->requests[slice->request_count++] = {start, what, waiter};
 }
+
+namespace {
+
+bool read_on(void* self, std::coroutine_handle<> waiter) noexcept {
+  auto& s = *static_cast<slot*>(self);
+  return s.start_read(read_kind::some) || !s.suspend_read(waiter);
+}
+
+}  // namespace
+
+void slot::request_read(std::coroutine_handle<> waiter) noexcept { request(read_on, this, waiter); }
 
 void slot::request_ending(bool (*start)(void*, std::coroutine_handle<>) noexcept) noexcept {
   slice->ending = true;
@@ -320,6 +353,37 @@ void slot::let_others_on() noexcept {
 
 // Coming back -------------------------------------------------------------------------------------------------
 
+// The usual slice of a handler that answers a request. It leaves nothing behind, so the next slice of the core has its job,
+// and the memory of few jobs stays in the cache.
+bool slot::take_up_reading() noexcept {
+  slice_job& job = *slice;
+  const bool usual = job.request_count == 1 && job.requests[0].start == read_on && !job.anything_rare &&
+                     !job.anything_happened && job.ran_ns == 0 && job.runnable_count == 0 &&
+                     doomed == slot_doom::none && !fin_pending && !core->stopping && begin == end && !root.done();
+  if (!usual) return false;
+  phase = slot_phase::running;
+  job.where = slice_job::place::nowhere;
+  job.request_count = 0;
+  job.view_released = false;  // reading releases it
+  if (job.bytes_sent != 0) {
+    core->counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
+    note_activity();
+  }
+  operations = job.operations + (operations - away_operations);
+  const std::coroutine_handle<> waiter = job.requests[0].waiter;
+  if (read_on(this, waiter)) [[unlikely]] {
+    core->running = nullptr;
+    job.operations = operations;
+    job.add_runnable(waiter);
+    go_on_with_runnable();
+    return true;
+  }
+  core->running = nullptr;
+  job.operations = 0;
+  slice_job::give_back_clean(std::exchange(slice, nullptr), *core);
+  return true;
+}
+
 void slot::slice_is_back() noexcept {
   slice_job& job = *slice;
   const slot_doom doom = std::exchange(doomed, slot_doom::none);
@@ -377,17 +441,13 @@ void slot::note_slice(std::int64_t ran_ns) noexcept {
     core->counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
     note_activity();
   }
-  if (ran_ns != 0 && listener->spill == spilling::when_slow &&
-      core->gauges[listener->index].note(ran_ns, core->now_ns)) {
-    ++core->counters.spill_begins;
-  }
+  if (ran_ns != 0 && listener->spill == spilling::when_slow) core->note_slice(listener->index, ran_ns, core->now_ns);
 }
 
 void slot::settle_rare() noexcept {
   slice_job& job = *slice;
   core->counters.frames_on_heap.add(std::exchange(job.frames_on_heap, 0));
   core->counters.contexts_on_heap.add(std::exchange(job.contexts_on_heap, 0));
-  if (std::exchange(job.view_released, false) && begin == end) drop_buffer();
   if (std::exchange(job.timeouts_changed, false)) timeouts_changed();
   if (!job.kept.empty()) {
     (void)try_write_now(job.kept);
@@ -400,6 +460,7 @@ void slot::settle_rare() noexcept {
 // Does what the slice has asked for.
 void slot::settle_slice() noexcept {
   slice_job& job = *slice;
+  if (std::exchange(job.view_released, false) && begin == end) drop_buffer();
   if (std::exchange(job.anything_rare, false)) settle_rare();
   job.ending = false;
   job.write_requested = false;

@@ -41,6 +41,8 @@ struct slice_job : detail::job {
   // connection ends, with nothing in it.
   static slice_job* take(slot& owner) noexcept;
   static void give_back(slice_job* unused, core_resources& core) noexcept;
+  // The same for one in which nothing is left.
+  static void give_back_clean(slice_job* unused, core_resources& core) noexcept;
   static void free_idle(core_resources& core) noexcept;
 
   // The slice itself, on any thread: runs until the handler waits. Leaves slice_of_thread set, for the caller to clear.
@@ -70,9 +72,9 @@ struct slice_job : detail::job {
   std::array<request, most_requests> requests;
   bool ending = false;           // one of them ends the connection or its sending
   bool write_requested = false;  // one of them is a write
+  bool view_released = false;
   bool anything_rare = false;    // of what follows, but for bytes_sent
   bool timeouts_changed = false;
-  bool view_released = false;
   std::uint32_t frames_on_heap = 0;
   std::uint32_t contexts_on_heap = 0;
   std::size_t bytes_sent = 0;
@@ -82,6 +84,7 @@ struct slice_job : detail::job {
 
   // --- the core's -----------------------------------------------------------------------------------------
   place where = place::nowhere;
+  std::int64_t turn_ns = 0;      // on the core's thread: when the turn began
   std::int64_t begun_at_ns = 0;  // when the core was taken over from it
   std::uint32_t operations = 0;  // since an event let the handler go on: see slot::operations
   bool settling = false;         // it is back: what can go on is put into `runnable`

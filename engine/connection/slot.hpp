@@ -348,6 +348,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
   // slice.cpp ----------------------------------------------------------------------------------------------
   void slice_is_back() noexcept;
+  // Of a slice that has run on the core's own thread, which still has the core, and after which nothing is to be done but to
+  // read on, which has to wait: all that slice_is_back would do. False: it must.
+  [[gnu::hot]] bool take_up_reading() noexcept;
+  [[gnu::hot]] void request_read(std::coroutine_handle<> waiter) noexcept;
   // Away from the core: what the core is to do once the slice is back.
   void request(bool (*start)(void*, std::coroutine_handle<>) noexcept, void* what,
                std::coroutine_handle<> waiter) noexcept;
@@ -414,7 +418,9 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void resume_detachable(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void go_on(std::coroutine_handle<> handle) noexcept;
   void run_measured(std::coroutine_handle<> handle) noexcept;
-  [[gnu::hot]] bool go_away(std::coroutine_handle<> handle, bool to_helpers) noexcept;
+  bool go_to_helpers(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] bool leave_core(std::coroutine_handle<> handle) noexcept;
+  [[nodiscard]] bool slices_are_spilled() const noexcept;
   [[nodiscard]] bool over_budget() const noexcept;
   bool take_back_slice() noexcept;
   [[gnu::hot]] void settle_slice() noexcept;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 namespace percore::engine {
 
@@ -30,6 +31,10 @@ class spill_gauge {
     return true;
   }
 
+  // How long what is owed can take to be paid.
+  [[nodiscard]] std::int64_t memory_ns() const noexcept { return payment * most * budget_ns_; }
+  [[nodiscard]] std::int64_t budget_ns() const noexcept { return budget_ns_; }
+
   [[nodiscard]] bool slow(std::int64_t now_ns) noexcept {
     if (slow_) {
       pay(now_ns);
@@ -50,6 +55,51 @@ class spill_gauge {
   std::int64_t owed_ns_ = 0;
   std::int64_t paid_at_ns_ = 0;
   bool slow_ = false;
+};
+
+// Which slices of a core are timed at all. Nearly always all are short, and the clock is read for some of them together:
+// when `together` of them, or fewer that were the last of a turn, have taken no longer than the least budget, with all
+// that ran between them, then none of them has. When they have taken longer, nothing is held against any of them, but from
+// then on each is timed, until that could find nothing any more that a gauge would not have forgotten.
+class slice_timing {
+ public:
+  static constexpr unsigned together = 16;
+
+  void add(const spill_gauge& gauge) noexcept {
+    least_ns_ = std::min(least_ns_, gauge.budget_ns());
+    memory_ns_ = std::max(memory_ns_, gauge.memory_ns());
+  }
+
+  [[nodiscard]] bool singly() const noexcept { return singly_; }
+  [[nodiscard]] bool over(std::int64_t now_ns) const noexcept { return now_ns > until_ns_; }
+  // No gauge is slow, and nothing was for long.
+  void end() noexcept { singly_ = false; }
+
+  // An untimed slice has run in the turn that began at `turn_ns`. True: the clock is to be looked at.
+  bool count(std::int64_t turn_ns) noexcept {
+    if (untimed_ == 0) since_ns_ = std::max(since_ns_, turn_ns);
+    return ++untimed_ == together;
+  }
+  // Some have run since the last look.
+  [[nodiscard]] bool pending() const noexcept { return untimed_ != 0; }
+  void look(std::int64_t now_ns) noexcept {
+    if (now_ns - since_ns_ > least_ns_) long_one(now_ns);
+    since_ns_ = now_ns;
+    untimed_ = 0;
+  }
+  // A slice was longer than its budget, or some together were.
+  void long_one(std::int64_t now_ns) noexcept {
+    singly_ = true;
+    until_ns_ = now_ns + memory_ns_;
+  }
+
+ private:
+  bool singly_ = false;
+  unsigned untimed_ = 0;
+  std::int64_t since_ns_ = 0;
+  std::int64_t until_ns_ = 0;
+  std::int64_t least_ns_ = std::numeric_limits<std::int64_t>::max();
+  std::int64_t memory_ns_ = 0;
 };
 
 }  // namespace percore::engine

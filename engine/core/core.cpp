@@ -70,7 +70,8 @@ core::~core() {
 
 void core::add_listener(acceptor::settings listener) {
   acceptors_.push_back(std::make_unique<acceptor>(resources_, listener, acceptors_.size()));
-  resources_.gauges.emplace_back(listener.config->spill_budget_ns);
+  const spill_gauge& gauge = resources_.gauges.emplace_back(listener.config->spill_budget_ns);
+  if (listener.config->spill == spilling::when_slow) resources_.timing.add(gauge);
 }
 
 void core::prepare_tls(const std::shared_ptr<tls::shared_context>& context) {
@@ -168,6 +169,7 @@ bool core::turn() noexcept {
   run_handshakes();
   if (!run_slices()) return false;
   end_of_turn();
+  if (resources_.timing.pending()) [[unlikely]] resources_.look_at_slices();
   if (resources_.helpers->growing()) resources_.helpers->grow(resources_.now_ns);
   return true;
 }
@@ -206,9 +208,11 @@ bool core::run_waiting_slices() noexcept {
 // On this thread, and away from the core.
 bool core::run_slice(slice_job& slice) noexcept {
   slot& owner = *slice.owner;
-  const bool measured = owner.listener->spill == spilling::when_slow;
-  const std::int64_t begun = measured ? resources_.beginning_of_slice() : 0;
+  const bool watched = owner.listener->spill == spilling::when_slow;
+  const bool timed = watched && resources_.timing.singly();
+  const std::int64_t begun = timed ? resources_.beginning_of_slice() : resources_.now_ns;
   slice.where = slice_job::place::running_here;
+  slice.turn_ns = resources_.now_ns;
   resources_.running = &owner;
   ++resources_.steps;
   std::uint64_t number = ++slices_run_;
@@ -216,14 +220,21 @@ bool core::run_slice(slice_job& slice) noexcept {
   slice.run();
   const bool lost = !slice_.compare_exchange_strong(number, 0, std::memory_order_acq_rel);
   slice_of_thread = nullptr;  // not before: the stall watch's signal may ask what this thread does
-  if (measured) slice.ran_ns = sys::monotonic_ns() - begun;
-  if (lost) {
+  if (lost) [[unlikely]] {
+    if (watched) slice.ran_ns = sys::monotonic_ns() - begun;
     resources_.mailbox->complete(slice);
     return false;
   }
   ++resources_.steps;
+  if (watched) [[unlikely]] {
+    if (timed) {
+      slice.ran_ns = resources_.end_of_slice(begun, owner.listener->spill_budget_ns);
+    } else {
+      resources_.count_slice();
+    }
+  }
+  if (owner.take_up_reading()) return true;
   resources_.running = nullptr;
-  if (measured) resources_.slice_measured(begun + slice.ran_ns);
   owner.slice_is_back();
   return true;
 }

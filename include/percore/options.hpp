@@ -188,7 +188,7 @@ struct server_options {
 // - All functions of the connection work as ever. What needs the core (everything that is awaited except most writes;
 //   close, reset, shutdown_write, what try_write has accepted) is done when the slice ends, so error(), fd() and
 //   unsent_bytes() do not know of it before. conn.offload(f) and percore::offload(f) call f at once: a helper is there already.
-// - now() reads the clock.
+// - now() reads the clock on a helper.
 // - A function posted to the connection waits for the end of a slice, as does a timeout that runs out meanwhile.
 // - At most 32 coroutines of one connection may wait at a time, or else the program ends with a message.
 // - What a slice has read stays in one of the core's read buffers until the slice has run: a slow listener with many
@@ -244,7 +244,10 @@ struct listen_options {
   // For when_slow: what one slice may take, 10 us to 1 s. A core adds up what its slices of this listener take beyond it
   // (of each at most four budgets) and forgets a 64th of the time that passes. From a sum of over four budgets on, which
   // two slices can bring about, slices run on helpers, until all is forgotten: after at most 16 * 64 budgets without a
-  // slow slice, half a second with the default. It costs one reading of the clock for each slice.
+  // slow slice, half a second with the default. The clock is read for 16 slices at a time, or for those of a turn of the
+  // core's loop; only once they took longer than the budget together each is timed, until nothing has been slow for as long
+  // again. So the very first slow slice, or the first after long, does not count. Time in which the kernel let others have
+  // the thread's CPU counts as nobody's, as far as the kernel tells of it (proc(5), schedstat).
   std::chrono::microseconds spill_budget{500};
 
   // Connections accepted per loop turn of one core, at most (1 or more); the rest waits for the next turn.

@@ -42,7 +42,7 @@ std::uint64_t now_ns() {
 }
 
 std::string make_request(const options& opt) {
-  return std::string("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: ") +
+  return "GET " + opt.target + std::string(" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: ") +
          (opt.close ? "close" : "keep-alive") + "\r\n\r\n";
 }
 

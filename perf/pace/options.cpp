@@ -27,6 +27,7 @@ constexpr const char* usage_text =
     "  --duration S       seconds that count (default 10)\n"
     "  --warm-up S        seconds before them (default 1)\n"
     "  --threads N        each with its share of rate and connections, pinned (default 1)\n"
+    "  --target PATH      what is asked for (default /)\n"
     "  --close            a connection for each request, with 'Connection: close'\n"
     "  --tls              without a look at the certificate\n"
     "  --full-handshakes  with --tls: resume no session\n"
@@ -60,6 +61,7 @@ enum flag {
   duration_,
   warm_up_,
   threads_,
+  target_,
   close_,
   tls_,
   full_,
@@ -73,6 +75,7 @@ constexpr option flags[] = {{"address", required_argument, nullptr, address_},
                             {"duration", required_argument, nullptr, duration_},
                             {"warm-up", required_argument, nullptr, warm_up_},
                             {"threads", required_argument, nullptr, threads_},
+                            {"target", required_argument, nullptr, target_},
                             {"close", no_argument, nullptr, close_},
                             {"tls", no_argument, nullptr, tls_},
                             {"full-handshakes", no_argument, nullptr, full_},
@@ -99,6 +102,12 @@ void apply(int found, options& opt) {
       break;
     case threads_:
       opt.threads = parse_count(optarg, "--threads");
+      break;
+    case target_:
+      opt.target = optarg;
+      if (opt.target[0] != '/' || opt.target.find_first_of(" \r\n") != std::string::npos) {
+        bad_usage("--target: a path expected, not '" + opt.target + "'");
+      }
       break;
     case close_:
       opt.close = true;

@@ -2,6 +2,8 @@
 
 #include <netinet/in.h>
 
+#include <string>
+
 namespace pace {
 
 struct options {
@@ -11,6 +13,7 @@ struct options {
   double duration_s = 10;
   double warm_up_s = 1;  // requests intended in it are sent but not counted
   int threads = 1;       // each pinned to one of the CPUs that the process may use
+  std::string target = "/";
   bool close = false;    // a connection for each request
   bool tls = false;
   bool resume = true;  // TLS: offer the session of the connection before

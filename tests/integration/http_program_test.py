@@ -111,6 +111,42 @@ class Bodies(unittest.TestCase):
                 self.ask_by_twenty(server, 3)
                 self.assertGreater(server.counter("takeovers" if "--takeover" in options else "spilled"), 0)
 
+    def test_only_one_target_sleeps(self):
+        sleepy = b"GET /sleep HTTP/1.1\r\nHost: test\r\n\r\n"
+        for how in ("timer", "offload", "blocking", "inline"):
+            with self.subTest(how=how), Server("--sleep-ms", "600000" if how == "timer" else "300", "--sleep-how", how,
+                                               "--sleep-target", "/sleep", "--grace", "0.1", "--cores", "1") as server:
+                with server.client() as quick, server.client() as slow:
+                    for _ in range(3):
+                        self.assertEqual(quick.ask()[0], 200)
+                    start = time.monotonic()
+                    slow.send(sleepy)
+                    if how == "timer":
+                        for _ in range(3):
+                            self.assertEqual(quick.ask()[0], 200)
+                    else:
+                        self.assertEqual(slow.response()[0], 200)
+                        self.assertGreaterEqual(time.monotonic() - start, 0.3)
+                        slow.send(GET)
+                        self.assertEqual(slow.response()[0], 200)
+                if how != "timer":
+                    self.assertEqual(server.end(), 0)
+
+    def test_threads_that_share_a_core_share_its_responses(self):
+        for options in (["--spill", "always"], ["--spill", "when_slow"], ["--takeover", "on"]):
+            with self.subTest(options=options), Server("--cores", "1", *options) as server:
+                clients = [server.client() for _ in range(20)]
+                for _ in range(5):
+                    for client in clients:
+                        client.send(GET * 40)  # more than one write answers
+                    for client in clients:
+                        for _ in range(40):
+                            self.assertEqual(set(client.response()[2]), set(b"x"))
+                for client in clients:
+                    client.socket.close()
+                self.assertEqual(server.end(), 0)
+                self.assertEqual(sum(requests for _, requests in server.cores()), 20 * 5 * 40)
+
     def test_blocking_handlers_serve_all_kinds_of_requests(self):
         with Server("--sleep-how", "blocking", "--cores", "1") as server:
             with server.client() as client:

@@ -1,9 +1,13 @@
 // Slices of coroutine handlers on helper threads: listen_options::spill.
 #include <doctest/doctest.h>
 
+#include <sched.h>
+#include <time.h>
+
 #include <atomic>
 #include <chrono>
 #include <deque>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -105,6 +109,50 @@ TEST_CASE_FIXTURE(clean_process, "spill: when_slow goes to the helpers and comes
   }
   CHECK(server.total().spill_begins >= 2);
   CHECK(server.total().spilled > 0);
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: when_slow does not mind that others have the core's CPU") {
+  if (!std::filesystem::exists("/proc/thread-self/schedstat")) return;  // this kernel does not tell
+  listen_options listening = spilled(spilling::when_slow);
+  listening.spill_budget = 20ms;
+  server_options pinned = one_core();
+  pinned.placement.pin = true;
+  const auto cpu_time = [] {
+    timespec now{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+  };
+  test_server server(
+      [&](connection& conn) -> task<> {
+        while (auto data = co_await conn.read()) {
+          const auto end = cpu_time() + 10ms;
+          while (cpu_time() < end) {
+          }
+          co_await conn.write(data);
+        }
+      },
+      pinned, listening);
+  // With three others on the same CPU each slice takes 40 ms, twice its budget: five of them make a listener slow.
+  std::atomic<bool> stop = false;
+  std::vector<std::thread> others;
+  for (int i = 0; i < 3; ++i) {
+    others.emplace_back([&] {
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      CPU_SET(server->placement().cores[0].cpu, &set);
+      (void)::sched_setaffinity(0, sizeof set, &set);
+      while (!stop) {
+      }
+    });
+  }
+  client peer = server.connect();
+  for (int i = 0; i < 20; ++i) {
+    peer.send_all("x");
+    CHECK(peer.recv_exactly(1) == "x");
+  }
+  stop = true;
+  for (std::thread& each : others) each.join();
+  CHECK(server.total().spill_begins == 0);
 }
 
 TEST_CASE_FIXTURE(clean_process, "spill: one slow listener leaves another one of the same server on the core") {

@@ -54,5 +54,43 @@ TEST_CASE("spill gauge: a slow listener is slow until all is forgotten, and not 
   CHECK(gauge.note(50 * budget, now + longest));
 }
 
+TEST_CASE("slice timing: short slices are looked at together, and never one by one") {
+  slice_timing timing;
+  timing.add(spill_gauge(budget));
+  timing.add(spill_gauge(100 * budget));
+  std::int64_t now = 0;
+  int looks = 0;
+  for (int turn = 0; turn < 1'000; ++turn, now += 50 * budget) {  // between turns it sleeps
+    const std::int64_t begun = now;
+    for (unsigned i = 0; i < 2 * slice_timing::together; ++i) {
+      now += budget / slice_timing::together;
+      if (!timing.count(begun)) continue;
+      timing.look(now);
+      ++looks;
+    }
+    CHECK_FALSE(timing.pending());
+    CHECK_FALSE(timing.singly());
+  }
+  CHECK(looks == 2'000);
+}
+
+TEST_CASE("slice timing: some that took longer than the least budget together are timed from then on, for a while") {
+  slice_timing timing;
+  timing.add(spill_gauge(budget));
+  CHECK_FALSE(timing.count(0));
+  CHECK(timing.pending());
+  timing.look(budget + 1);
+  CHECK(timing.singly());
+  CHECK_FALSE(timing.pending());
+  const std::int64_t memory = spill_gauge::payment * spill_gauge::most * budget;
+  CHECK_FALSE(timing.over(memory));
+  CHECK(timing.over(memory + budget + 2));
+  timing.end();
+  CHECK_FALSE(timing.singly());
+  CHECK_FALSE(timing.count(3 * memory));  // what was before the turn is not the slice's
+  timing.look(3 * memory + budget);
+  CHECK_FALSE(timing.singly());
+}
+
 }  // namespace
 }  // namespace percore::engine

@@ -1,5 +1,8 @@
 #include "engine/sys/threads.hpp"
 
+#include "engine/sys/calls.hpp"
+#include "engine/sys/run_queue.hpp"
+
 #include <doctest/doctest.h>
 #include <limits.h>
 #include <sched.h>
@@ -7,7 +10,9 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
+#include <filesystem>
 #include <memory>
 #include <percore/placement.hpp>
 #include <semaphore>
@@ -218,4 +223,34 @@ TEST_CASE("threads: what the body owns is gone after join") {
     thread.join();
     CHECK(owned.use_count() == 1);
   }
+}
+
+TEST_CASE("threads: time without a CPU is told, and not held against who measures itself") {
+  const unsigned cpu = usable_cpus().front();
+  std::atomic<bool> stop = false;
+  core_thread other, measured;
+  other.start([&] { while (!stop) {} }, "other", {cpu}, small_stack);
+  bool lost_some = false, discounted = false;
+  measured.start(
+      [&] {
+        const std::int64_t before = percore::sys::time_without_cpu_ns();
+        if (before == 0 && !std::filesystem::exists("/proc/thread-self/schedstat")) {
+          lost_some = discounted = true;  // this kernel does not count
+          return;
+        }
+        while (!discounted) {
+          const std::int64_t begun = percore::sys::monotonic_ns();
+          percore::sys::lost_time::prepare(begun);
+          std::int64_t now = begun;
+          while (now - begun < 20'000'000) now = percore::sys::monotonic_ns();
+          lost_some = percore::sys::time_without_cpu_ns() > before;
+          discounted = percore::sys::lost_time::without(now - begun, now) < 18'000'000;
+        }
+      },
+      "measured", {cpu}, small_stack);
+  measured.join();
+  stop = true;
+  other.join();
+  CHECK(lost_some);
+  CHECK(discounted);
 }

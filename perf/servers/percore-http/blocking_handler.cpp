@@ -71,6 +71,8 @@ bool serve(blocking_connection& conn, core_state& core, const handler_options& o
   }
   request head;
   parse_result result = parse_request(text, options.limits, head);
+  const bool sleeps = options.sleep.count() != 0 && result.is_complete() &&
+                      (options.sleep_target.empty() || head.target == options.sleep_target);
   if (result.is_complete() && !is_served(head.method)) result = parse_result::error(501);
   if (result.needs_more()) result = parse_result::error(400);
   if (result.is_complete()) {
@@ -82,7 +84,7 @@ bool serve(blocking_connection& conn, core_state& core, const handler_options& o
     refuse(conn, core, result.error_status(), !head.is_head);
     return false;
   }
-  if (options.sleep.count() != 0) std::this_thread::sleep_for(options.sleep);
+  if (sleeps) std::this_thread::sleep_for(options.sleep);
   const bool keep_alive = head.keep_alive && options.keep_alive && !conn.server_stopping();
   const response_lease response =
       core.responses.take(keep_alive, head.is_head ? 0 : 1, std::chrono::steady_clock::now());

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "perf/servers/percore-http/chunked_decoder.hpp"
 
@@ -32,13 +33,14 @@ core_state::core_state(const handler_options& options, const response_layout& la
     : responses(layout),
       keep_alive_(options.keep_alive),
       all_slow_(all_slow),
-      most_answers_(options.sleep.count() != 0 ? 1 : layout.copies(true)),  // each request waits for itself
+      sleep_target_(options.sleep.count() != 0 ? options.sleep_target : std::string()),
+      most_answers_(options.waits_first() ? 1 : layout.copies(true)),  // then each request waits for itself
       limits_(options.limits) {}
 
 // Answered from the ready response, and nothing has to be waited for: the body, if any, is there whole.
 bool core_state::is_quick(const request& head, std::size_t bytes) const noexcept {
   return !head.is_head && !head.chunked && !all_slow_ && head.content_length <= bytes - head.head_bytes &&
-         is_served(head.method);
+         is_served(head.method) && (sleep_target_.empty() || head.target != sleep_target_);
 }
 
 request_batch core_state::find_requests(std::string_view data, bool stopping) noexcept {
@@ -84,7 +86,86 @@ application::application(const handler_options& options, body_kind kind, std::si
   (void)trial.responses.take(true, 1, std::chrono::steady_clock::now());
 }
 
+// Threads --------------------------------------------------------------------------------------------------
+
+core_state& thread_states::take(std::size_t core, const std::function<std::unique_ptr<core_state>()>& make) {
+  const std::lock_guard lock(mutex_);
+  for (entry& left : entries_) {
+    if (left.core == core && !std::exchange(left.taken, true)) return *left.state;
+  }
+  return *entries_.emplace_back(entry{core, true, make()}).state;
+}
+
+void thread_states::leave(core_state& state) {
+  const std::lock_guard lock(mutex_);
+  for (entry& its : entries_) {
+    if (its.state.get() == &state) its.taken = false;
+  }
+}
+
+std::uint64_t thread_states::answered(std::size_t core) const {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const entry& its : entries_) sum += its.core == core ? its.state->answered : 0;
+  return sum;
+}
+
 namespace {
+
+constinit thread_local core_state* state_of_thread = nullptr;
+
+// The end of the thread.
+struct leaving {
+  std::shared_ptr<thread_states> states;
+  ~leaving() {
+    if (states != nullptr) states->leave(*std::exchange(state_of_thread, nullptr));
+  }
+};
+thread_local leaving at_end_of_thread;
+
+// Not inlined: see application::of_this_thread.
+[[gnu::noinline]] bool is_of_this_thread(const response_source& source) noexcept {
+  return state_of_thread != nullptr && &state_of_thread->responses == &source;
+}
+
+}  // namespace
+
+core_state& application::of_this_thread(std::size_t core) {
+  if (state_of_thread == nullptr) [[unlikely]]
+    return begin_thread(core);
+  return *state_of_thread;
+}
+
+core_state& application::begin_thread(std::size_t core) {
+  state_of_thread = &threads_->take(core, [this] { return make_state(all_slow()); });
+  at_end_of_thread.states = threads_;
+  return *state_of_thread;
+}
+
+namespace {
+
+// Whose state a step of a handler uses, and how what it has borrowed goes back.
+
+struct on_its_core {
+  using lease = response_lease;
+  core_state* state;
+  [[nodiscard]] core_state& here() const noexcept { return *state; }
+};
+
+struct on_any_thread {
+  // A write that had to wait may end on another thread than it began.
+  class lease : public response_lease {
+   public:
+    lease(response_lease&& taken) noexcept : response_lease(std::move(taken)) {}
+    lease(lease&&) = default;
+    ~lease() {
+      if (holds() && !is_of_this_thread(source())) give_back_from_afar();
+    }
+  };
+  application* app;
+  std::size_t core;
+  [[nodiscard]] core_state& here() const { return app->of_this_thread(core); }
+};
 
 // The rare paths are coroutines of their own, so that their frames exist only while they run.
 
@@ -102,8 +183,9 @@ task<> linger(connection& conn) {
   }
 }
 
-task<> refuse(connection& conn, core_state& core, std::uint16_t status, bool with_body) {
-  const std::string response = core.responses.error_response(status, with_body, conn.now());
+template <class Where>
+task<> refuse(connection& conn, Where where, std::uint16_t status, bool with_body) {
+  const std::string response = where.here().responses.error_response(status, with_body, conn.now());
   if (co_await conn.write(response)) co_await linger(conn);
 }
 
@@ -138,10 +220,12 @@ task<parse_result> skip_body(connection& conn, const request_limits& limits, boo
 
 // Reads one request, which was put back whole or in part. As skip_body; `head` has lost its views when it is
 // done.
-task<parse_result> read_request(connection& conn, const request_limits& limits, request& head) {
+task<parse_result> read_request(connection& conn, const handler_options& options, request& head, bool& sleeps) {
+  const request_limits& limits = options.limits;
   const bytes_view data = co_await conn.read();
   const parse_result result = parse_request(data, limits, head);
   if (!result.is_complete()) co_return result;
+  sleeps = options.sleep.count() != 0 && (options.sleep_target.empty() || head.target == options.sleep_target);
   if (!is_served(head.method)) co_return parse_result::error(501);
   const std::size_t rest = data.size() - head.head_bytes;
   if (!head.chunked && head.content_length == 0) {
@@ -157,16 +241,18 @@ task<parse_result> read_request(connection& conn, const request_limits& limits, 
 
 // Serves one request of any kind, which was put back whole or in part. False when the connection is to be
 // closed.
-task<bool> serve_slow(connection& conn, core_state& core, const handler_options& options) {
+template <class Where>
+task<bool> serve_slow(connection& conn, Where where, const handler_options& options) {
   request head;
-  const parse_result result = co_await read_request(conn, options.limits, head);
+  bool sleeps = false;
+  const parse_result result = co_await read_request(conn, options, head, sleeps);
   if (result.needs_more()) co_return false;
   if (result.is_error()) {
-    co_await refuse(conn, core, result.error_status(), !head.is_head);
+    co_await refuse(conn, where, result.error_status(), !head.is_head);
     co_return false;
   }
 
-  if (options.sleep.count() != 0) {
+  if (sleeps) {
     conn.release_view();  // so that the core may lend the buffer to others meanwhile
     switch (options.how) {
       case sleep_kind::timer:
@@ -182,7 +268,8 @@ task<bool> serve_slow(connection& conn, core_state& core, const handler_options&
     }
   }
   const bool keep_alive = head.keep_alive && options.keep_alive && !conn.server_stopping();
-  const response_lease response = core.responses.take(keep_alive, head.is_head ? 0 : 1, conn.now());
+  const typename Where::lease response =
+      where.here().responses.take(keep_alive, head.is_head ? 0 : 1, conn.now());
   const std::array<bytes_view, 2> pieces{response.head(), head.is_head ? bytes_view() : response.content()};
   const std::span<const bytes_view> all(pieces);
   if (!keep_alive && options.fin_with_data) {
@@ -190,7 +277,7 @@ task<bool> serve_slow(connection& conn, core_state& core, const handler_options&
   } else {
     if (!co_await conn.write(all)) co_return false;
   }
-  ++core.answered;
+  ++where.here().answered;
   if (!keep_alive && conn.buffered_bytes() != 0) co_await linger(conn);
   co_return keep_alive;
 }
@@ -198,20 +285,20 @@ task<bool> serve_slow(connection& conn, core_state& core, const handler_options&
 }  // namespace
 
 task<> http_handler::operator()(connection& conn) const {
-  return app_->options().many_threads ? serve_alone(conn) : start(conn, app_->core(conn));
+  if (app_->options().many_threads) return start(conn, on_any_thread{app_, conn.core_index()});
+  return start(conn, on_its_core{&app_->core(conn)});
 }
 
-task<> http_handler::serve_alone(connection& conn) const {
-  const std::unique_ptr<core_state> own = app_->make_state(app_->all_slow());
-  co_await start(conn, *own);
-  app_->helper_answered(conn.core_index(), own->answered);
+template <class Where>
+task<> http_handler::start(connection& conn, Where where) const {
+  return app_->options().waits_first() ? serve<true>(conn, where) : serve<false>(conn, where);
 }
 
-template <bool waits_first>
-task<> http_handler::serve(connection& conn, core_state& core) const {
+template <bool waits_first, class Where>
+task<> http_handler::serve(connection& conn, Where where) const {
   bytes_view data = co_await conn.read();
   while (data) {
-    request_batch batch = core.find_requests(data, conn.server_stopping());
+    request_batch batch = where.here().find_requests(data, conn.server_stopping());
     const std::size_t rest = data.size() - batch.bytes;
     if (rest != 0) conn.unread(rest);
     conn.release_view();  // the answers do not need it, and they may have to wait for a slow reader
@@ -224,11 +311,11 @@ task<> http_handler::serve(connection& conn, core_state& core) const {
     }
     if (batch.answers != 0) {
       const bool last = batch.next == request_batch::then::close;
-      const response_lease lease = core.responses.take(!last, batch.answers, conn.now());
+      const typename Where::lease lease = where.here().responses.take(!last, batch.answers, conn.now());
       const bytes_view answers = lease.responses(batch.answers);
       auto writing = last && app_->options().fin_with_data ? conn.write_last(answers) : conn.write(answers);
       if (!co_await writing) co_return;
-      core.answered += batch.answers;
+      where.here().answered += batch.answers;
     }
     switch (batch.next) {
       case request_batch::then::read_on:
@@ -237,7 +324,7 @@ task<> http_handler::serve(connection& conn, core_state& core) const {
         data = co_await conn.read_more();
         continue;
       case request_batch::then::ask_slow:
-        if (!co_await serve_slow(conn, core, app_->options())) co_return;
+        if (!co_await serve_slow(conn, where, app_->options())) co_return;
         break;
       case request_batch::then::close:
         if (rest != 0) co_await linger(conn);

@@ -11,7 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -33,8 +36,13 @@ struct handler_options {
   bool fin_with_data = true;           // the last response carries the FIN
   std::chrono::milliseconds sleep{0};  // before each response
   sleep_kind how = sleep_kind::timer;
+  std::string sleep_target;            // only before those to requests for it; empty: before all
   request_limits limits;
-  // Steps of handlers of one core may run on several threads at a time: each connection then has a state of its own.
+  // A timer runs before each response, also on the quick path.
+  [[nodiscard]] bool waits_first() const noexcept {
+    return sleep.count() != 0 && how == sleep_kind::timer && sleep_target.empty();
+  }
+  // Steps of handlers of one core may run on several threads at a time: each thread then has a state of its own.
   bool many_threads = false;
 };
 
@@ -86,7 +94,7 @@ class known_head {
   std::array<char, 512> bytes_;
 };
 
-// What one core has to itself: no other touches it while the server runs.
+// What one core has to itself, or, with many_threads, one thread of it: no other touches it while the server runs.
 class alignas(64) core_state {
  public:
   core_state(const handler_options& options, const response_layout& layout, bool all_slow);
@@ -106,12 +114,32 @@ class alignas(64) core_state {
 
   bool keep_alive_;
   bool all_slow_;
+  std::string sleep_target_;
   std::size_t most_answers_;
   known_head last_head_;
   request_limits limits_;
 };
 
-// Everything that the handlers of all cores share. Outlives the server.
+// The states of the threads that have served requests. A thread that ends leaves its state, with the responses that may
+// still be lent to connections of its core, to the next one of the same core.
+class thread_states {
+ public:
+  // Each throws std::bad_alloc, and what making a core_state throws.
+  core_state& take(std::size_t core, const std::function<std::unique_ptr<core_state>()>& make);
+  void leave(core_state& state);
+  [[nodiscard]] std::uint64_t answered(std::size_t core) const;
+
+ private:
+  struct entry {
+    std::size_t core;
+    bool taken;
+    std::unique_ptr<core_state> state;
+  };
+  mutable std::mutex mutex_;  // taken when threads begin and end
+  std::vector<entry> entries_;
+};
+
+// Everything that the handlers of all cores share. Outlives the server. With many_threads, one per process.
 class application {
  public:
   // `cores`: at least as many as the server has. Throws std::runtime_error when OpenSSL lacks what `kind`
@@ -122,11 +150,12 @@ class application {
   // No response is one ready piece, or a step of the handler blocks: all take the slow path, whose frames do not fit
   // the engine's default slot.
   [[nodiscard]] bool all_slow() const noexcept {
-    return layout_.body_is_shared() || (options_.sleep.count() != 0 && options_.how != sleep_kind::timer);
+    const bool waits = options_.sleep.count() != 0 && options_.sleep_target.empty();
+    return layout_.body_is_shared() || (waits && options_.how != sleep_kind::timer);
   }
-  // A timer runs before each response, also on the quick path.
-  [[nodiscard]] bool waits_first() const noexcept {
-    return options_.sleep.count() != 0 && options_.how == sleep_kind::timer;
+  // Some responses are so.
+  [[nodiscard]] bool may_be_slow() const noexcept {
+    return all_slow() || (options_.sleep.count() != 0 && !options_.sleep_target.empty());
   }
   // Made by the core itself at its first connection, so that its memory is near (first touch). Only that
   // core's thread.
@@ -136,24 +165,30 @@ class application {
       place = std::make_unique<core_state>(options_, layout_, all_slow());
     return *place;
   }
+  // With many_threads: that of the thread which calls, one of core `core`. A handler may find itself on another thread
+  // after each co_await: it asks again. (So it is never inlined: nothing of it may be known from before.)
+  [[gnu::noinline]] core_state& of_this_thread(std::size_t core);
   // Of one core; once the server has ended.
-  [[nodiscard]] std::uint64_t answered(std::size_t core) const noexcept {
-    const std::uint64_t by_helpers = helpers_answered_[core].load(std::memory_order_relaxed);
-    return by_helpers + (cores_[core] == nullptr ? 0 : cores_[core]->answered);
+  [[nodiscard]] std::uint64_t answered(std::size_t core) const {
+    const std::uint64_t by_others = helpers_answered_[core].load(std::memory_order_relaxed) + threads_->answered(core);
+    return by_others + (cores_[core] == nullptr ? 0 : cores_[core]->answered);
   }
   // One that is no core's. all_slow: for blocking handlers, which have a state for each helper thread.
   [[nodiscard]] std::unique_ptr<core_state> make_state(bool all_slow) const {
     return std::make_unique<core_state>(options_, layout_, all_slow);
   }
-  void helper_answered(std::size_t core, std::uint64_t count = 1) noexcept {
-    helpers_answered_[core].fetch_add(count, std::memory_order_relaxed);
+  void helper_answered(std::size_t core) noexcept {
+    helpers_answered_[core].fetch_add(1, std::memory_order_relaxed);
   }
 
  private:
+  core_state& begin_thread(std::size_t core);
+
   handler_options options_;
   response_layout layout_;
   std::vector<std::unique_ptr<core_state>> cores_;
   std::vector<std::atomic<std::uint64_t>> helpers_answered_;  // by core
+  std::shared_ptr<thread_states> threads_ = std::make_shared<thread_states>();  // which threads outlive the server
 };
 
 // The handler: a coroutine per connection.
@@ -163,13 +198,12 @@ class http_handler {
   percore::task<> operator()(percore::connection& conn) const;
 
  private:
-  // A template so that servers without --sleep-ms pay nothing for it, in instructions as in the size of the frame.
-  template <bool waits_first>
-  [[gnu::hot]] percore::task<> serve(percore::connection& conn, core_state& core) const;
-  percore::task<> start(percore::connection& conn, core_state& core) const {
-    return app_->waits_first() ? serve<true>(conn, core) : serve<false>(conn, core);
-  }
-  percore::task<> serve_alone(percore::connection& conn) const;
+  // Where: on_its_core or on_any_thread, which know whose state a step of the handler uses. A template also so that servers
+  // without --sleep-ms pay nothing for it, in instructions as in the size of the frame.
+  template <class Where>
+  percore::task<> start(percore::connection& conn, Where where) const;
+  template <bool waits_first, class Where>
+  [[gnu::hot]] percore::task<> serve(percore::connection& conn, Where where) const;
 
   application* app_;
 };

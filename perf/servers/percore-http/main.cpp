@@ -133,7 +133,7 @@ void serve(options& opt, std::size_t cores) {
   opt.handler.many_threads = opt.listener.spill != percore::spilling::never || opt.server.takeover.on;
   application app(opt.handler, opt.kind, opt.body_bytes, cores);
   opt.server.on_exception = print_exception;
-  if (app.all_slow()) opt.server.slot_bytes = slow_slot_bytes;
+  if (app.may_be_slow()) opt.server.slot_bytes = slow_slot_bytes;
   // Announced only once serve() catches signals: whoever reads it may send one at once.
   opt.server.on_started = [count = opt.addresses.size()](percore::server& started) {
     print_listeners(started, count);

@@ -26,6 +26,7 @@ const char* const usage_text =
     "  --sleep-how HOW             by a timer of the core (the default); offload: a helper thread sleeps;\n"
     "                              blocking: a helper thread serves the whole connection; inline: the thread of the\n"
     "                              core sleeps, or with --spill that of a helper\n"
+    "  --sleep-target PATH         only before the responses to requests for PATH (default: to all)\n"
     "  --aes128                    send the body encrypted with AES-128-CBC and PKCS#7 padding, behind a\n"
     "                              fresh random initialisation vector of 16 bytes; the key is the 16\n"
     "                              characters 0123456789ABCDEF\n"
@@ -175,6 +176,11 @@ constexpr value_option value_options[] = {
                       const char* v) { o.handler.keep_alive = parse_choice(n, v, "on", "off"); }},
     {"sleep-ms", [](options& o, const std::string& n,
                     const char* v) { o.handler.sleep = milliseconds(parse_number(n, v, 0, 3'600'000)); }},
+    {"sleep-target",
+     [](options& o, const std::string& n, const char* v) {
+       o.handler.sleep_target = v;
+       if (*v != '/') throw usage_error(n + ": a path expected, not '" + o.handler.sleep_target + "'");
+     }},
     {"sleep-how", [](options& o, const std::string& n, const char* v) { o.handler.how = parse_sleep_kind(n, v); }},
     {"helpers",
      [](options& o, const std::string& n, const char* v) {

@@ -76,9 +76,21 @@ response_source::response_source(const response_layout& layout)
 }
 
 response_source::~response_source() {
+  take_returned();
   for (response_buffer* buffer : free_) {
     while (buffer != nullptr) delete std::exchange(buffer, buffer->next);
   }
+}
+
+void response_source::take_returned() noexcept {
+  response_buffer* buffer = returned_.exchange(nullptr, std::memory_order_acquire);
+  while (buffer != nullptr) give_back(std::exchange(buffer, buffer->next));
+}
+
+response_buffer* response_source::returned_or_new(bool keep_alive) {
+  take_returned();
+  response_buffer* buffer = take_free(keep_alive);
+  return buffer != nullptr ? buffer : make_buffer(keep_alive);
 }
 
 response_buffer* response_source::make_buffer(bool keep_alive) const {

@@ -4,6 +4,7 @@
 #include <percore/bytes_view.hpp>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -69,7 +70,7 @@ struct response_buffer {
 
 class response_lease;
 
-// The responses of one core. A buffer is lent for one write, which must keep its bytes unchanged until it is
+// The responses of one core, or of one thread of it. A buffer is lent for one write, which must keep its bytes unchanged until it is
 // done; as a write nearly always is at once, nearly all requests use the same buffer.
 class response_source {
  public:
@@ -108,6 +109,15 @@ class response_source {
     buffer->next = free_[keep_alive];
     free_[keep_alive] = buffer;
   }
+  // Another thread's way to give back.
+  void give_back_from_afar(response_buffer* buffer) noexcept {
+    response_buffer* last = returned_.load(std::memory_order_relaxed);
+    do {
+      buffer->next = last;
+    } while (!returned_.compare_exchange_weak(last, buffer, std::memory_order_release, std::memory_order_relaxed));
+  }
+  void take_returned() noexcept;
+  response_buffer* returned_or_new(bool keep_alive);
   response_buffer* make_buffer(bool keep_alive) const;
   void stamp(response_buffer& buffer) const noexcept;
   void make_bodies(response_buffer& buffer, std::size_t count);
@@ -119,6 +129,7 @@ class response_source {
   second_clock clock_;
   std::optional<aes128_cbc> cipher_;
   std::optional<sha256_hex> digest_;
+  std::atomic<response_buffer*> returned_{nullptr};  // by other threads
 };
 
 // Gives the buffer back at its end.
@@ -149,6 +160,12 @@ class response_lease {
     return {static_cast<const void*>(buffer_->bytes.get() + head().size()), layout.content_bytes()};
   }
 
+ protected:
+  [[nodiscard]] bool holds() const noexcept { return buffer_ != nullptr; }
+  [[nodiscard]] const response_source& source() const noexcept { return *source_; }
+  // On a thread that is not the source's.
+  void give_back_from_afar() noexcept { source_->give_back_from_afar(std::exchange(buffer_, nullptr)); }
+
  private:
   response_source* source_;
   response_buffer* buffer_;
@@ -159,7 +176,7 @@ inline response_lease response_source::take(bool keep_alive, std::size_t answers
   clock_.advance(now);
   response_buffer* buffer = take_free(keep_alive);
   if (buffer == nullptr) [[unlikely]]
-    buffer = make_buffer(keep_alive);
+    buffer = returned_or_new(keep_alive);
   response_lease lease(*this, buffer);
   if (buffer->second != clock_.second()) [[unlikely]]
     stamp(*buffer);
