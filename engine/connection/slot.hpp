@@ -27,6 +27,7 @@ struct listener_config {
   std::uint32_t lifetime_timeout_ms = 0;
   std::uint32_t close_timeout_ms = 0;
   std::uint32_t unsent_tail_bytes = 0;
+  std::uint32_t zero_copy_from_bytes = 0;  // 0: never
   std::uint32_t handshake_timeout_ms = 0;
   std::shared_ptr<tls::shared_context> tls;  // none: plain
   detail::blocking_handler blocking;         // instead of `handler`
@@ -49,6 +50,7 @@ struct unsent_tail {
 };
 
 struct blocking_job;
+class zero_copy;
 struct outgoing_state;
 struct slice_job;
 
@@ -135,7 +137,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   std::uint32_t operations = 0;    // since the handler was resumed
   bool encrypted = false;          // `secure` stands between the operations and the socket,
   bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
-  slot_doom doomed = slot_doom::none;
+  bool indirect = false;           // a write may not go straight to the socket: encrypted, or large enough to be lent
   bool detachable = false;         // slices may run away from the core
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
@@ -187,6 +189,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool context_on_heap = false;
   bool relayed = false;            // a shutdown does not end its reads
   bool dialled = false;            // outgoing: `listener` is its outgoing_state, and there is no `root`
+  slot_doom doomed = slot_doom::none;
+  std::uint32_t zero_copy_from = 0;  // size of a write from which it is lent to the kernel; 0: none is
   union {
     slot* next_free = nullptr;  // in the phase free
     slice_job* slice;           // in all others; none as long as no slice has been away
@@ -197,6 +201,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     blocking_job* blocked = nullptr;         // in the phases waiting and blocking
     const proxy_header* proxied;             // before: what a balancer has said of the client
   };
+  zero_copy* lending = nullptr;    // once a write was lent to the kernel
 
   // Starts loading what an event of this connection will touch: the lines above and the handler's frame. They come out
   // of the last-level cache, or from memory, all at once instead of one after the other, and for all but the first
@@ -292,6 +297,12 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool send_plaintext(const std::byte* data, std::size_t size) noexcept;
   void finish_sending() noexcept;  // FIN, now or after the tail
   void drop_tail() noexcept;
+
+  // zero_copy.cpp: writes from the caller's memory ----------------------------------------------------------
+  void lend_from(std::size_t bytes) noexcept;  // 0: never
+  // Waits until the kernel has given everything back: before the frames of who writes are destroyed.
+  void take_back_lent() noexcept;
+  [[nodiscard]] bool lends() const noexcept;
 
   // tls.cpp ------------------------------------------------------------------------------------------------
   // The beginning of a connection of a TLS listener: the handshake, then the handler.
@@ -391,6 +402,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool begin_proxied_tls() noexcept;
   // connecting.cpp: the client's side of TLS, as start_tls.
   bool begin_client_tls(const tls_context& with, const std::string& server_name) noexcept;
+  void offer_resumption(const std::string& server_name) noexcept;
 
   // timeouts.cpp -------------------------------------------------------------------------------------------
   void arm(std::int64_t deadline_ns) noexcept;
@@ -463,6 +475,12 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
   void send_source() noexcept;
   void finish_write(bool ok) noexcept;
+  bool fail_write() noexcept;
+  [[nodiscard]] bool may_send_at_once(std::size_t size, bool last) const noexcept;
+  bool may_lend(const bytes_view* first, std::size_t count) noexcept;
+  void begin_lending() noexcept;
+  void end_lending() noexcept;
+  void drop_lending() noexcept;
   void tail_is_empty() noexcept;
 
   enum class progress : std::uint8_t { waiting, done, failed };

@@ -246,6 +246,7 @@ class connection {
 
   // Sends all of `data`. True when the socket or the connection's unsent tail (at most
   // listen_options::unsent_tail_bytes) has taken the whole; until then the writer waits and `data` must stay valid.
+  // With listen_options::zero_copy_from_bytes large ones wait longer.
   detail::write_awaiter write(bytes_view data) noexcept { return detail::write_awaiter(*this, data, false); }
 
   // The same for several pieces in one system call. Pieces and bytes must stay valid until the write is done.
@@ -364,6 +365,9 @@ class connection {
   void set_write_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_idle_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_lifetime_timeout(std::chrono::milliseconds timeout) noexcept;  // counted from start_time()
+
+  // listen_options::zero_copy_from_bytes of this connection: 0, or at least 4096. From the next write on.
+  void set_zero_copy_from(std::size_t bytes) noexcept;
 
   // When it was accepted: the time of the loop turn that did.
   [[nodiscard]] std::chrono::steady_clock::time_point start_time() const noexcept;
