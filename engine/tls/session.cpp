@@ -101,7 +101,7 @@ status session::judge(int result) noexcept {
 
 // The same for a read. Handlers may have left errors of their own on this thread, for which SSL_get_error looks first;
 // to look for them before each read costs 1 % of a request. What SSL_want says is no answer either: it is of an earlier
-// call when there was no memory to read into, and "read" after every failure in the midst of a message of the handshake.
+// call when there was no memory to read into, and "read" after any failure in the midst of a handshake message.
 // So the io says whether input was missing, the session whether it has failed, and of the errors the latest is its own.
 status session::judge_read() noexcept {
   if (io_.starved_) return failed_ ? status::failed : status::want_input;

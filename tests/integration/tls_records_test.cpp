@@ -24,22 +24,25 @@ namespace {
 using namespace std::string_literals;
 
 const std::string close_notify("\x01\x00", 2);
-const std::string fatal_alert("\x02\x14", 2);            // bad_record_mac
-const std::string user_canceled("\x01\x5a", 2);          // a warning
+const std::string fatal_alert("\x02\x14", 2);             // bad_record_mac
+const std::string user_canceled("\x01\x5a", 2);           // a warning
 const std::string key_update("\x18\x00\x00\x01\x00", 5);  // of the peer's own sending (RFC 8446 4.6.3)
 const std::string client_hello(std::string("\x01\x00\x00\x40", 4) + std::string(64, 'x'));
 
 // What handlers have seen: all bytes, then the error.
 std::string told(std::string text, std::error_code error, std::string_view reason) {
   text += " | ";
-  text += error == errc::tls_failed ? reason : error == errc::end_of_stream ? "end"
-                                           : error == errc::truncated       ? "truncated"
-                                                                            : error.message();
+  text += error == errc::tls_failed      ? reason
+          : error == errc::end_of_stream ? "end"
+          : error == errc::truncated     ? "truncated"
+                                         : error.message();
   return text;
 }
 
 // An OpenSSL error of the handler's own making, which it does not care for.
-void leave_error() { ERR_raise(ERR_LIB_USER, ERR_R_INTERNAL_ERROR); }
+void leave_error() {
+  ERR_raise(ERR_LIB_USER, ERR_R_INTERNAL_ERROR);
+}
 
 // Made from the left to the right, as + does not promise: the records are numbered.
 std::string joined(std::initializer_list<std::string> parts) {
@@ -65,44 +68,113 @@ std::vector<sequence> sequences(int version, forged_records& forge, std::string_
   const auto add = [&](const char* name, const auto& make, const std::string& expected) {
     all.push_back({name, name == wanted ? make() : std::string(), expected});
   };
-  add("data, close_notify", [&] { return joined({data("one"), alert(close_notify)}); }, "one | end");
-  add("close_notify, data", [&] { return joined({data("one"), alert(close_notify), data("two")}); }, "one | end");
-  add("fatal alert", [&] { return alert(fatal_alert); }, " | sslv3 alert bad record mac");
-  add("data, fatal alert", [&] { return joined({data("one"), data("two"), alert(fatal_alert)}); },
+  add(
+      "data, close_notify",
+      [&] {
+        return joined({data("one"), alert(close_notify)});
+      },
+      "one | end");
+  add(
+      "close_notify, data",
+      [&] {
+        return joined({data("one"), alert(close_notify), data("two")});
+      },
+      "one | end");
+  add(
+      "fatal alert", [&] { return alert(fatal_alert); }, " | sslv3 alert bad record mac");
+  add(
+      "data, fatal alert",
+      [&] {
+        return joined({data("one"), data("two"), alert(fatal_alert)});
+      },
       "onetwo | sslv3 alert bad record mac");
-  add("data, end", [&] { return data("one"); }, "one | truncated");
-  add("nothing, end", [&] { return ""s; }, " | truncated");
-  add("half a record, end",
+  add(
+      "data, end", [&] { return data("one"); }, "one | truncated");
+  add(
+      "nothing, end", [&] { return ""s; }, " | truncated");
+  add(
+      "half a record, end",
       [&] {
         const std::string whole = data("one");
         return joined({whole, data("two").substr(0, 20)});
       },
       "one | truncated");
-  add("one byte of a record, end", [&] { return joined({data("one"), data("two").substr(0, 1)}); }, "one | truncated");
-  add("empty records", [&] { return joined({data(""), data("one"), data(""), data("two"), data(""), alert(close_notify)}); },
+  add(
+      "one byte of a record, end",
+      [&] {
+        return joined({data("one"), data("two").substr(0, 1)});
+      },
+      "one | truncated");
+  add(
+      "empty records",
+      [&] {
+        return joined({data(""), data("one"), data(""), data("two"), data(""), alert(close_notify)});
+      },
       "onetwo | end");
-  add("a warning", [&] { return joined({data("one"), alert(user_canceled), data("two"), alert(close_notify)}); },
+  add(
+      "a warning",
+      [&] {
+        return joined({data("one"), alert(user_canceled), data("two"), alert(close_notify)});
+      },
       "onetwo | end");
-  add("an unknown message", [&] { return joined({data("one"), message("\x63\x00\x00\x01\x00"s)}); }, "one | unexpected message");
+  add(
+      "an unknown message",
+      [&] {
+        return joined({data("one"), message("\x63\x00\x00\x01\x00"s)});
+      },
+      "one | unexpected message");
   if (old_version) {
-    add("renegotiation", [&] { return joined({data("one"), message(client_hello), data("two"), alert(close_notify)}); },
+    add(
+        "renegotiation",
+        [&] {
+          return joined({data("one"), message(client_hello), data("two"), alert(close_notify)});
+        },
         "onetwo | end");
   } else {
-    add("a ClientHello", [&] { return joined({data("one"), message(client_hello)}); }, "one | unexpected message");
-    add("an empty message", [&] { return joined({data("one"), message("")}); }, "one | bad length");
-    add("half a message, end", [&] { return joined({data("one"), message(key_update.substr(0, 4))}); }, "one | truncated");
-    add("half a message, other data", [&] { return joined({data("one"), message(key_update.substr(0, 4)), data("two")}); },
+    add(
+        "a ClientHello",
+        [&] {
+          return joined({data("one"), message(client_hello)});
+        },
+        "one | unexpected message");
+    add(
+        "an empty message",
+        [&] {
+          return joined({data("one"), message("")});
+        },
+        "one | bad length");
+    add(
+        "half a message, end",
+        [&] {
+          return joined({data("one"), message(key_update.substr(0, 4))});
+        },
+        "one | truncated");
+    add(
+        "half a message, other data",
+        [&] {
+          return joined({data("one"), message(key_update.substr(0, 4)), data("two")});
+        },
         "one | unexpected record");
-    add("half a message, a changed record", [&] {
-      std::string records = joined({data("one"), message(key_update.substr(0, 4)), message(key_update.substr(4))});
-      records.back() = static_cast<char>(records.back() ^ 1);
-      return records;
-    }, "one | decryption failed or bad record mac");
-    add("half a message, fatal alert",
-        [&] { return joined({data("one"), message(key_update.substr(0, 4)), alert(fatal_alert)}); },
+    add(
+        "half a message, a changed record",
+        [&] {
+          std::string records = joined({data("one"), message(key_update.substr(0, 4)), message(key_update.substr(4))});
+          records.back() = static_cast<char>(records.back() ^ 1);
+          return records;
+        },
+        "one | decryption failed or bad record mac");
+    add(
+        "half a message, fatal alert",
+        [&] {
+          return joined({data("one"), message(key_update.substr(0, 4)), alert(fatal_alert)});
+        },
         "one | sslv3 alert bad record mac");
-    add("half a message, close_notify",
-        [&] { return joined({data("one"), message(key_update.substr(0, 4)), alert(close_notify)}); }, "one | end");
+    add(
+        "half a message, close_notify",
+        [&] {
+          return joined({data("one"), message(key_update.substr(0, 4)), alert(close_notify)});
+        },
+        "one | end");
   }
   return all;
 }
@@ -180,7 +252,8 @@ TEST_CASE_FIXTURE(clean_process, "tls records: every end, with what comes before
   }
 }
 
-TEST_CASE_FIXTURE(clean_process, "tls records: nothing can be written between two parts of a message of the handshake") {
+TEST_CASE_FIXTURE(clean_process,
+                  "tls records: nothing can be written between two parts of a message of the handshake") {
   channel<std::string> seen;
   test_server server(
       [&](connection& conn) -> task<> {

@@ -37,9 +37,7 @@ class tls_side {
 
   tls::session& operator*() noexcept { return *session_; }
   tls::session* operator->() noexcept { return session_; }
-  bool set_server_name(const std::string& name) {
-    return session_->context().set_server_name(session_->ssl(), name);
-  }
+  bool set_server_name(const std::string& name) { return session_->context().set_server_name(session_->ssl(), name); }
   void give(const std::string& bytes) {
     core_.wire.use(*session_);
     const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
@@ -76,13 +74,17 @@ inline bool shake_hands(tls_side& client, tls_side& server) {
   for (int flights = 0; flights < 10; ++flights) {
     if (const std::string out = client.take(); !out.empty()) {
       server.give(out);
-      if (!server->established()) of_server = server->handshake();
-      else (void)server.read();
+      if (!server->established())
+        of_server = server->handshake();
+      else
+        (void)server.read();
     }
     if (const std::string out = server.take(); !out.empty()) {
       client.give(out);
-      if (!client->established()) of_client = client->handshake();
-      else (void)client.read();
+      if (!client->established())
+        of_client = client->handshake();
+      else
+        (void)client.read();
     } else {
       break;
     }

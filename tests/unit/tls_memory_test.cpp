@@ -37,17 +37,21 @@ bool fails_now() noexcept {
   return fails;
 }
 
-void* allocate(std::size_t size, const char*, int) { return fails_now() ? nullptr : std::malloc(size); }
+void* allocate(std::size_t size, const char*, int) {
+  return fails_now() ? nullptr : std::malloc(size);
+}
 void* reallocate(void* old, std::size_t size, const char*, int) {
   return size != 0 && fails_now() ? nullptr : std::realloc(old, size);
 }
-void release(void* old, const char*, int) { std::free(old); }
+void release(void* old, const char*, int) {
+  std::free(old);
+}
 
 // Only before OpenSSL's first allocation in the process.
 const bool installed = CRYPTO_set_mem_functions(allocate, reallocate, release) == 1;
 
-// Runs `step` with one allocation after the other failing, until it needs no more. What it prepares is not disturbed: it
-// calls the function that it is given where the shortage begins. Returns how many allocations it makes.
+// Runs `step` with one allocation after the other failing, until it needs no more. What it prepares is not disturbed:
+// it calls the function that it is given where the shortage begins. Returns how many allocations it makes.
 template <class Step>
 std::size_t at_every_allocation(bool lasting, Step step) {
   for (std::size_t which = 0;; ++which) {
