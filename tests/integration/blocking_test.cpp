@@ -299,6 +299,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a deadline that is over fails calls 
 TEST_CASE_FIXTURE(clean_process, "blocking: what a served connection receives does not wake its core") {
   test_server server(blocking(blocking_echo));
   client peer = server.connect();
+  CHECK(eventually([&] { return server.total().active == 1; }));
+  CHECK(still_serves(server));  // in a later turn: the first one is registered with epoll
   peer.send_all("x");
   CHECK(peer.recv_exactly(1) == "x");
   const std::uint64_t before = server.total().wakeups;
