@@ -33,6 +33,9 @@ outgoing_state* make_state(const dial_options& options) noexcept {
   made->close_timeout_ms = to_ms(options.close_timeout);
   constexpr std::size_t most_unsent = std::size_t{1} << 30;  // as of listen_options
   made->unsent_tail_bytes = static_cast<std::uint32_t>(std::min(options.unsent_tail_bytes, most_unsent));
+  constexpr std::size_t least_lent = 4096;
+  const std::size_t from = options.zero_copy_from_bytes;
+  if (from != 0) made->zero_copy_from_bytes = static_cast<std::uint32_t>(std::clamp(from, least_lent, most_unsent));
   return made;
 }
 
@@ -82,12 +85,23 @@ bool slot::begin_client_tls(const tls_context& with, const std::string& server_n
   target_done = 0;
   view_size = 0;
   if (!ended && open_session(with.shared()) && secure->context().set_server_name(secure->ssl(), server_name)) {
+    offer_resumption(server_name);
     return advance_read();
   }
   if (!ended) end_with(static_cast<int>(errc::no_memory));
   fail(end_reason);
   reading = read_kind::none;
   return true;
+}
+
+// Under the name that is verified, and the port: another service of the same host has tickets of its own.
+void slot::offer_resumption(const std::string& server_name) noexcept {
+  try {
+    const address to(peer);
+    std::string server = server_name + ' ' + (to.is_unix() ? std::string(to.path()) : std::to_string(to.port()));
+    if (secure->resume(std::move(server))) ++core->counters.dials_offering;
+  } catch (const std::bad_alloc&) {  // then it resumes nothing
+  }
 }
 
 }  // namespace engine
@@ -313,6 +327,7 @@ task<outgoing> dialling::finish(outgoing made, const dial_options& options, cons
   }
   ++core.counters.dialled;
   slot& s = of(made);
+  if (s.secure != nullptr && SSL_session_reused(s.secure->ssl()) == 1) ++core.counters.dials_resuming;
   s.read_timeout_ms = engine::to_ms(options.read_timeout);
   s.write_timeout_ms = engine::to_ms(options.write_timeout);
   s.idle_timeout_ms = engine::to_ms(options.idle_timeout);

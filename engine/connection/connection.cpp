@@ -79,6 +79,8 @@ void connection::set_lifetime_timeout(std::chrono::milliseconds timeout) noexcep
   slot::of(*this).timeouts_changed();
 }
 
+void connection::set_zero_copy_from(std::size_t bytes) noexcept { slot::of(*this).lend_from(bytes); }
+
 std::chrono::steady_clock::time_point connection::start_time() const noexcept {
   return to_time_point(slot::of(*this).start_ns);
 }

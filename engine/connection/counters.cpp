@@ -35,8 +35,16 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::halted, &plain::halted);
   visit(&live::dialled, &plain::dialled);
   visit(&live::dials_failed, &plain::dials_failed);
+  visit(&live::dials_offering, &plain::dials_offering);
+  visit(&live::dials_resuming, &plain::dials_resuming);
   visit(&live::pipes_exhausted, &plain::pipes_exhausted);
   visit(&live::proxy_refused, &plain::proxy_refused);
+  visit(&live::zero_copy_sends, &plain::zero_copy_sends);
+  visit(&live::zero_copy_bytes, &plain::zero_copy_bytes);
+  visit(&live::zero_copy_copied, &plain::zero_copy_copied);
+  visit(&live::zero_copy_refused, &plain::zero_copy_refused);
+  visit(&live::zero_copy_off, &plain::zero_copy_off);
+  visit(&live::zero_copy_overdue, &plain::zero_copy_overdue);
   visit(&live::spilled, &plain::spilled);
   visit(&live::spill_begins, &plain::spill_begins);
   visit(&live::takeovers, &plain::takeovers);

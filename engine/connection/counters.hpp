@@ -33,8 +33,16 @@ struct core_counters {
   base::counter halted;
   base::counter dialled;
   base::counter dials_failed;
+  base::counter dials_offering;
+  base::counter dials_resuming;
   base::counter pipes_exhausted;
   base::counter proxy_refused;
+  base::counter zero_copy_sends;
+  base::counter zero_copy_bytes;
+  base::counter zero_copy_copied;
+  base::counter zero_copy_refused;
+  base::counter zero_copy_off;
+  base::counter zero_copy_overdue;
   base::counter spilled;
   base::counter spill_begins;
   base::counter takeovers;

@@ -6,6 +6,7 @@
 
 #include "engine/connection/outgoing.hpp"
 #include "engine/connection/slice.hpp"
+#include "engine/connection/zero_copy.hpp"
 
 namespace percore {
 
@@ -64,6 +65,8 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   begin = end = view_size = 0;
   target_done = 0;
   listener = &config;
+  zero_copy_from = config.zero_copy_from_bytes;
+  indirect = zero_copy_from != 0;
   start_ns = last_activity_ns = core->now_ns;
   read_deadline_ns = write_deadline_ns = 0;
   read_timeout_ms = config.read_timeout_ms;
@@ -163,6 +166,10 @@ void slot::close_descriptor() noexcept {
     }
     return;
   }
+  if (lending != nullptr && lends()) [[unlikely]] {
+    lending->close_later();  // when the write has ended, or in recycle()
+    return;
+  }
   if (resetting) {
     const linger abort{1, 0};  // tcp(7), socket(7): close sends a RST and drops what is unsent
     (void)sys::setsockopt(fd, SOL_SOCKET, SO_LINGER, &abort, sizeof abort);
@@ -176,6 +183,7 @@ void slot::recycle() noexcept {
   writing = false;
   sleeper = nullptr;
   piece = nullptr;
+  if (lending != nullptr) [[unlikely]] end_lending();
   if (context != nullptr) {
     destroy_context(context);
     if (context_on_heap) ::operator delete(context);
@@ -219,7 +227,10 @@ void slot::on_event(std::uint32_t events) noexcept {
     }
     return;
   }
-  if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI)) short_read_drains = false;
+  if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI)) {
+    // EPOLLERR alone says only that lent memory comes back: an error of the socket comes with EPOLLHUP.
+    if ((events & ~std::uint32_t{EPOLLERR | EPOLLIN | EPOLLOUT}) != 0 || !lends()) short_read_drains = false;
+  }
   if (events & loop::poller::readable_events) readable = true;
   if (events & loop::poller::writable_events) {
     writable = true;
@@ -340,6 +351,7 @@ void slot::halt() noexcept {
     return;
   }
   if (root) {
+    take_back_lent();
     forget_hosted_waits();
     // Destructors of the frame's locals may still call the connection: nothing may point to an awaiter then.
     ended = true;
@@ -371,6 +383,7 @@ void slot::abandon() noexcept {
 
 void slot::forget() noexcept {
   drop_tail();
+  drop_lending();
   close_session();
 }
 
@@ -414,6 +427,7 @@ void slot::hear_last_words() noexcept {
   };
   resetting = true;
   end_with(static_cast<int>(errc::shutting_down));
+  take_back_lent();
   if (slice != nullptr) go_on_with_runnable();
   if (has_left()) return;
   unqueue();

@@ -9,15 +9,24 @@
 
 namespace percore {
 
+void outgoing::check_thread() noexcept {
+  PERCORE_ASSERT(engine::slice_of_thread == nullptr,
+                 "an outgoing connection is used away from its core: co_await percore::stay_on_core() first");
+}
+
 void outgoing::take(outgoing& other) noexcept {
   connection_ = std::exchange(other.connection_, nullptr);
   error_ = other.error_;
   reason_ = other.reason_;
-  if (connection_ != nullptr) engine::slot::of(*connection_).out().owner = this;
+  if (connection_ == nullptr) return;
+  check_thread();
+  engine::slot::of(*connection_).out().owner = this;
 }
 
 void outgoing::close() noexcept {
-  if (connection_ != nullptr) engine::slot::of(*std::exchange(connection_, nullptr)).let_go();
+  if (connection_ == nullptr) return;
+  check_thread();
+  engine::slot::of(*std::exchange(connection_, nullptr)).let_go();
 }
 
 namespace engine {
@@ -69,6 +78,7 @@ void slot::resume_host(std::coroutine_handle<> handle) noexcept {
 
 void slot::forget_waiters() noexcept {
   if (writing) resetting = true;  // cut in its midst
+  take_back_lent();
   reader = writer = {};
   reading = read_kind::none;
   writing = postponed = starved = false;

@@ -59,6 +59,9 @@ class read_buffer_pool {
   }
 
   [[nodiscard]] std::uint32_t buffer_bytes() const noexcept { return buffer_bytes_; }
+  [[nodiscard]] bool owns(const std::byte* where) const noexcept {
+    return where >= memory_ && where < memory_ + region_bytes(buffer_bytes_, limit_);
+  }
 
  private:
   static constexpr std::size_t stride(std::size_t buffer_bytes) noexcept {

@@ -238,6 +238,11 @@ bool slot::write_away(const bytes_view* first, std::size_t count, bool last) noe
   slice_job& from = *slice;
   const bool usual = !encrypted && tail == nullptr && writable && !writing && !ended && !sending_done;
   if (!usual || from.ending || from.write_requested || !from.kept.empty() || over_budget()) return false;
+  if (indirect) {  // one that lends begins on the core
+    std::size_t whole = 0;
+    for (std::size_t i = 0; i < count; ++i) whole += first[i].size();
+    if (!may_send_at_once(whole, last)) return false;
+  }
   const int flags = MSG_NOSIGNAL | (last ? MSG_MORE : 0);
   ssize_t result = 0;
   std::size_t size = 0;

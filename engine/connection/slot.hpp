@@ -14,73 +14,9 @@
 #include "engine/connection/core_resources.hpp"
 #include "engine/connection/frame_arena.hpp"
 #include "engine/connection/read_buffers.hpp"
+#include "engine/connection/slot_parts.hpp"
 
 namespace percore::engine {
-
-// What the connections of one listener have in common. Read by all cores, written by none once started.
-struct listener_config {
-  detail::handler handler;
-  std::size_t index = 0;
-  std::uint32_t read_timeout_ms = 0;
-  std::uint32_t write_timeout_ms = 0;
-  std::uint32_t idle_timeout_ms = 0;
-  std::uint32_t lifetime_timeout_ms = 0;
-  std::uint32_t close_timeout_ms = 0;
-  std::uint32_t unsent_tail_bytes = 0;
-  std::uint32_t handshake_timeout_ms = 0;
-  std::shared_ptr<tls::shared_context> tls;  // none: plain
-  detail::blocking_handler blocking;         // instead of `handler`
-  std::shared_ptr<const proxy_protocol_options> proxy;  // none: clients come by themselves
-  bool wait_for_client = true;               // a blocking handler starts when there is something to read
-  spilling spill = spilling::never;
-  std::int64_t spill_budget_ns = 0;
-  bool detachable = false;                   // slices may run away from the core: spilled, or open to a takeover
-  std::uint64_t tls_identity = 0;            // of this listener in this process, for its tickets
-};
-
-// Bytes that write has accepted and the socket has not; they follow the header. From the heap.
-struct unsent_tail {
-  std::uint32_t begin;
-  std::uint32_t end;
-  std::uint32_t capacity;
-
-  std::byte* data() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
-  [[nodiscard]] std::uint32_t size() const noexcept { return end - begin; }
-};
-
-struct blocking_job;
-struct outgoing_state;
-struct slice_job;
-
-enum class read_kind : std::uint8_t { none, some, more, ready, until, into, full, start_tls };
-
-// Nodes of a slot in lists of its core.
-struct slot_timer : detail::timer_node {
-  slot* owner = nullptr;
-};
-struct slot_ready : detail::ready_node {
-  slot* owner = nullptr;
-};
-
-// Where a slot is in its life.
-enum class slot_phase : std::uint8_t {
-  free,     // no connection
-  handshaking,  // TLS from the first byte: the handler has not been started yet
-  running,  // its handler runs or waits
-  flushing, // the handler has returned; the unsent tail is still being sent
-  waiting,  // for the first bytes, before a blocking handler gets it
-  blocking, // a helper serves it, or it waits for one: only the descriptor's end is the core's meanwhile
-  away      // running, and a slice of the handler runs away from the core or is about to: see slice.hpp
-};
-
-// What becomes of a connection that is to end while helpers have a job of it: its frame, and what the job may refer to
-// in it, must stay until the job is back.
-enum class slot_doom : std::uint8_t {
-  none,
-  resume,      // the handler goes on once more; if it then waits again, it is halted
-  last_words,  // it does so now, away from its core
-  halt
-};
 
 // [[gnu::hot]] marks what every request of a kept connection runs: the linker lays these functions side by side, on a
 // few pages. Between two requests the kernel takes the caches; scattered over the program they cost 0.1 us more.
@@ -135,7 +71,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   std::uint32_t operations = 0;    // since the handler was resumed
   bool encrypted = false;          // `secure` stands between the operations and the socket,
   bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
-  slot_doom doomed = slot_doom::none;
+  bool indirect = false;           // a write may not go straight to the socket: encrypted, or large enough to be lent
   bool detachable = false;         // slices may run away from the core
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
@@ -187,6 +123,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool context_on_heap = false;
   bool relayed = false;            // a shutdown does not end its reads
   bool dialled = false;            // outgoing: `listener` is its outgoing_state, and there is no `root`
+  slot_doom doomed = slot_doom::none;
+  std::uint32_t zero_copy_from = 0;  // size of a write from which it is lent to the kernel; 0: none is
   union {
     slot* next_free = nullptr;  // in the phase free
     slice_job* slice;           // in all others; none as long as no slice has been away
@@ -197,6 +135,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
     blocking_job* blocked = nullptr;         // in the phases waiting and blocking
     const proxy_header* proxied;             // before: what a balancer has said of the client
   };
+  zero_copy* lending = nullptr;    // once a write was lent to the kernel
 
   // Starts loading what an event of this connection will touch: the lines above and the handler's frame. They come out
   // of the last-level cache, or from memory, all at once instead of one after the other, and for all but the first
@@ -292,6 +231,12 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool send_plaintext(const std::byte* data, std::size_t size) noexcept;
   void finish_sending() noexcept;  // FIN, now or after the tail
   void drop_tail() noexcept;
+
+  // zero_copy.cpp: writes from the caller's memory ----------------------------------------------------------
+  void lend_from(std::size_t bytes) noexcept;  // 0: never
+  // Waits until the kernel has given everything back: before the frames of who writes are destroyed.
+  void take_back_lent() noexcept;
+  [[nodiscard]] bool lends() const noexcept;
 
   // tls.cpp ------------------------------------------------------------------------------------------------
   // The beginning of a connection of a TLS listener: the handshake, then the handler.
@@ -391,6 +336,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool begin_proxied_tls() noexcept;
   // connecting.cpp: the client's side of TLS, as start_tls.
   bool begin_client_tls(const tls_context& with, const std::string& server_name) noexcept;
+  void offer_resumption(const std::string& server_name) noexcept;
 
   // timeouts.cpp -------------------------------------------------------------------------------------------
   void arm(std::int64_t deadline_ns) noexcept;
@@ -463,6 +409,12 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool append_to_tail(const std::byte* data, std::size_t size) noexcept;
   void send_source() noexcept;
   void finish_write(bool ok) noexcept;
+  bool fail_write() noexcept;
+  [[nodiscard]] bool may_send_at_once(std::size_t size, bool last) const noexcept;
+  bool may_lend(const bytes_view* first, std::size_t count) noexcept;
+  void begin_lending() noexcept;
+  void end_lending() noexcept;
+  void drop_lending() noexcept;
   void tail_is_empty() noexcept;
 
   enum class progress : std::uint8_t { waiting, done, failed };

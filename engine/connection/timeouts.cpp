@@ -8,6 +8,7 @@
 #include "engine/connection/milliseconds.hpp"
 #include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
+#include "engine/connection/zero_copy.hpp"
 
 namespace percore::engine {
 
@@ -87,7 +88,12 @@ void slot::on_deadline() noexcept {
   };
   const auto unsent = [this] { return tail != nullptr || writer; };
 
-  const bool stuck = unsent() && (passed(write_deadline_ns) || passed(idle_deadline()));
+  bool stuck = unsent() && (passed(write_deadline_ns) || passed(idle_deadline()));
+  // What is lent comes back in large parts; what the peer acknowledges of them is progress too.
+  if (stuck && lends() && lending->has_moved()) {
+    arm_for_write();
+    stuck = false;
+  }
   if (phase == slot_phase::handshaking && (stuck || passed(read_deadline_ns) || passed(lifetime_deadline()))) {
     handshake_timed_out();
     return;

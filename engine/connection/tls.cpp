@@ -20,6 +20,7 @@ bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noex
     secure = nullptr;
   }
   encrypted = encrypting = secure != nullptr;
+  indirect = encrypted || zero_copy_from != 0;
   if (encrypted) {
     secure->offer_sending(this, [](void* self, const void* keys) noexcept {
       return static_cast<slot*>(self)->take_over_sending(keys);
@@ -30,6 +31,7 @@ bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noex
 
 void slot::close_session() noexcept {
   encrypted = encrypting = false;
+  indirect = zero_copy_from != 0;
   if (secure != nullptr) core->secure->close(std::exchange(secure, nullptr));
 }
 

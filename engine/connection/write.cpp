@@ -9,6 +9,7 @@
 
 #include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
+#include "engine/connection/zero_copy.hpp"
 
 namespace percore::engine {
 
@@ -31,7 +32,7 @@ bool slot::start_write(const bytes_view* first, std::size_t count, bool last) no
     return false;
   }
   std::size_t done = 0;
-  if (in_turn && count == 1 && tail == nullptr && writable && (!encrypted || (!encrypting && !last))) {
+  if (in_turn && count == 1 && tail == nullptr && writable && (!indirect || may_send_at_once(first->size(), last))) {
     // The usual write: one piece that the socket takes whole. Nothing of it needs to be noted.
     const ssize_t result =
         sent(sys::send(fd, first->data(), first->size(), MSG_NOSIGNAL | (last ? MSG_MORE : 0)));
@@ -59,6 +60,7 @@ bool slot::write_rest(const bytes_view* first, std::size_t count, bool last, std
   write_remaining -= done;
   write_last = last;
   sending_done = last;
+  if (indirect && may_lend(first, count)) begin_lending();
   return begin_output(in_turn);
 }
 
@@ -77,8 +79,7 @@ bool slot::suspend_write(std::coroutine_handle<> waiter) noexcept {
   if (postponed) {
     postponed = false;
     wake_soon();
-  } else if (!ensure_registered()) {
-    finish_write(false);
+  } else if (!ensure_registered() && fail_write()) {
     return false;
   }
   writer = waiter;
@@ -89,7 +90,7 @@ bool slot::suspend_write(std::coroutine_handle<> waiter) noexcept {
 void slot::continue_output() noexcept {
   advance_output();
   // A write that was postponed may be the first operation of all that has to wait for the socket.
-  if (writing && !ensure_registered()) finish_write(false);
+  if (writing && !ensure_registered()) (void)fail_write();
   if (!writing && writer) resume(std::exchange(writer, {}));
 }
 
@@ -110,7 +111,7 @@ void slot::advance_output() noexcept {
   }
   if (!writing) return;
   if (ended) {
-    finish_write(false);
+    (void)fail_write();
   } else if (write_remaining == 0 || tail != nullptr || !writable) {
     keep_rest();
   }

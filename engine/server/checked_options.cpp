@@ -89,6 +89,10 @@ void configure(listener_config& config, const listen_options& options, const ser
     config.proxy = std::make_shared<const proxy_protocol_options>(*options.proxy_protocol);
   }
   require(options.unsent_tail_bytes <= 1u << 30, "unsent_tail_bytes must be at most 1073741824");
+  require(options.zero_copy_from_bytes == 0 ||
+              (options.zero_copy_from_bytes >= 4096 && options.zero_copy_from_bytes <= 1u << 30),
+          "zero_copy_from_bytes must be 0 or from 4096 to 1073741824");
+  config.zero_copy_from_bytes = static_cast<std::uint32_t>(options.zero_copy_from_bytes);
   require(options.accepts_per_turn >= 1, "accepts_per_turn must be at least 1");
   require(options.spill_budget >= std::chrono::microseconds(10) && options.spill_budget <= std::chrono::seconds(1),
           "spill_budget must be from 10 us to 1 s");

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -15,6 +16,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -146,6 +148,23 @@ inline ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept {
 #else
   return or_errno(::sendmsg(fd, message, flags));
 #endif
+}
+
+// The next entry of a socket's error queue, its control data only: what has become of sends with MSG_ZEROCOPY. -EAGAIN: none.
+inline ssize_t receive_notification(int fd, msghdr* message) noexcept {
+  PERCORE_FAULT_POINT(recvmsg, fd);
+#ifdef PERCORE_FAULTS
+  if (const notification_stand_in instead = notifications()) return instead(fd, message);
+#endif
+  return or_errno(::recvmsg(fd, message, MSG_ERRQUEUE | MSG_DONTWAIT));
+}
+
+// Bytes that a socket was given and its peer has not acknowledged (SIOCOUTQ, tcp(7)).
+inline int unacknowledged_bytes(int fd) noexcept {
+  PERCORE_FAULT_POINT(ioctl, fd);
+  int bytes = 0;
+  const int result = or_errno(::ioctl(fd, SIOCOUTQ, &bytes));
+  return result < 0 ? result : bytes;
 }
 
 // From a file's `offset` on, which the call moves, into a socket.

@@ -21,8 +21,8 @@ namespace {
 
 constexpr std::array<const char*, call_count> names = {
     "accept4", "bind", "chmod", "clock_gettime", "close", "connect", "epoll_create1", "epoll_ctl_add",
-    "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd", "fcntl", "futex_wait", "getaddrinfo", "getsockname", "getsockopt",
-    "listen", "lstat", "mmap", "pipe2", "poll", "pread", "read", "recv", "send", "sendfile", "sendmsg",
+    "epoll_ctl_del", "epoll_ctl_mod", "epoll_wait", "eventfd", "fcntl", "futex_wait", "getaddrinfo", "getsockname", "getsockopt", "ioctl",
+    "listen", "lstat", "mmap", "pipe2", "poll", "pread", "read", "recv", "recvmsg", "send", "sendfile", "sendmsg",
     "setsockopt", "shutdown", "socket", "splice", "thread_create", "unlink", "unshare", "write"};
 static_assert(names.back() != nullptr);
 
@@ -44,6 +44,7 @@ struct installed_plan {
 std::atomic<installed_plan*> current{nullptr};
 std::atomic<kernel_stand_in*> stand_in{nullptr};
 std::atomic<resolver_stand_in> names_from{nullptr};
+std::atomic<notification_stand_in> notifications_from{nullptr};
 
 // xoshiro256** seeded by splitmix64 (Blackman and Vigna, "Scrambled linear pseudorandom number generators",
 // 2021).
@@ -179,6 +180,13 @@ fault_verdict decide(const fault_plan& plan, draws& draw, call which, int fd, st
     case call::sendmsg:
     case call::splice:
       return decide_transfer(plan, draw, which, fd, length);
+    case call::recvmsg:
+      if (draw.happens(plan.interrupted)) return fails(EINTR, length);
+      if (draw.happens(plan.would_block)) {
+        ask_for_the_edge_again(fd);
+        return fails(EAGAIN, length);
+      }
+      return pass(length);
     case call::accept4:
       if (draw.happens(plan.connection_aborted)) return fails(ECONNABORTED, length);
       if (draw.happens(plan.too_many_files)) return fails(EMFILE, length);
@@ -270,6 +278,9 @@ void set_kernel_stand_in(kernel_stand_in* instead) noexcept { stand_in.store(ins
 
 void set_resolver_stand_in(resolver_stand_in instead) noexcept { names_from.store(instead); }
 resolver_stand_in resolver() noexcept { return names_from.load(); }
+
+void set_notification_stand_in(notification_stand_in instead) noexcept { notifications_from.store(instead); }
+notification_stand_in notifications() noexcept { return notifications_from.load(); }
 
 kernel_stand_in* stand_in_for(int fd) noexcept {
   kernel_stand_in* const installed = stand_in.load(std::memory_order_acquire);

@@ -34,6 +34,7 @@ enum class call : std::uint8_t {
   getaddrinfo,
   getsockname,
   getsockopt,
+  ioctl,
   listen,
   lstat,
   mmap,
@@ -42,6 +43,7 @@ enum class call : std::uint8_t {
   pread,
   read,
   recv,
+  recvmsg,
   send,
   sendfile,
   sendmsg,
@@ -65,7 +67,7 @@ struct fault_plan {
   std::uint64_t seed = 0;         // the same seed gives each thread (numbered in order of first use) the same draws
   double short_read = 0;          // recv (and splice from a socket) takes 1..n-1 of the bytes asked for
   double short_write = 0;         // send, sendmsg, sendfile and splice take 1..n-1 of the bytes offered
-  double would_block = 0;         // EAGAIN from recv, send, sendmsg, sendfile, splice and accept4
+  double would_block = 0;         // EAGAIN from recv, recvmsg, send, sendmsg, sendfile, splice and accept4
   double interrupted = 0;         // EINTR from the same and epoll_wait
   double connection_aborted = 0;  // ECONNABORTED from accept4
   double too_many_files = 0;      // EMFILE from accept4 and socket
@@ -130,5 +132,11 @@ kernel_stand_in* stand_in_asked(int level, int name) noexcept;  // the same, for
 using resolver_stand_in = int (*)(const char* host, const addrinfo* hints, addrinfo** found);
 void set_resolver_stand_in(resolver_stand_in instead) noexcept;
 resolver_stand_in resolver() noexcept;
+
+// What a socket's error queue says, instead of the kernel's; results as in calls.hpp. nullptr: the kernel is asked.
+// Not while a server runs.
+using notification_stand_in = ssize_t (*)(int fd, msghdr* message);
+void set_notification_stand_in(notification_stand_in instead) noexcept;
+notification_stand_in notifications() noexcept;
 
 }  // namespace percore::sys

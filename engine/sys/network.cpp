@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <stdexcept>
@@ -29,14 +30,22 @@ network::network(std::string_view text) {
   } else {
     refuse(text, "not an IP address, or one with /BITS behind it");
   }
-  if (slash == std::string_view::npos) return;
-  const std::string_view bits = text.substr(slash + 1);
-  unsigned value = 0;
-  const auto [end, error] = std::from_chars(bits.data(), bits.data() + bits.size(), value);
-  if (error != std::errc() || end != bits.data() + bits.size() || bits.empty() || value > bits_) {
-    refuse(text, "the length of the prefix is none");
+  if (slash != std::string_view::npos) {
+    const std::string_view bits = text.substr(slash + 1);
+    unsigned value = 0;
+    const auto [end, error] = std::from_chars(bits.data(), bits.data() + bits.size(), value);
+    if (error != std::errc() || end != bits.data() + bits.size() || bits.empty() || value > bits_) {
+      refuse(text, "the length of the prefix is none");
+    }
+    bits_ = static_cast<std::uint8_t>(value);
   }
-  bits_ = static_cast<std::uint8_t>(value);
+  constexpr std::array<unsigned char, 12> mapped{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+  if (family_ == address_family::ipv6 && bits_ >= 96 && std::equal(mapped.begin(), mapped.end(), bytes_.begin())) {
+    // contains() takes what is mapped for IPv4, so it would never match.
+    std::copy(bytes_.begin() + 12, bytes_.end(), bytes_.begin());
+    bits_ = static_cast<std::uint8_t>(bits_ - 96);
+    family_ = address_family::ipv4;
+  }
 }
 
 bool network::contains(const address& which) const noexcept {

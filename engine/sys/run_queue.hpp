@@ -7,7 +7,7 @@
 namespace percore::sys {
 
 // Of the calling thread, all its life, in nanoseconds (run delay of proc(5), /proc/PID/schedstat). 0 where the kernel does
-// not tell. It costs about 3 us.
+// not tell, or no descriptor is left to ask it with. It costs about 3 us.
 std::int64_t time_without_cpu_ns() noexcept;
 
 // Of the calling thread: how much of a time that was measured by the clock it had no CPU, because others had it. So that a
@@ -30,7 +30,7 @@ class lost_time {
  private:
   static constexpr std::int64_t renewed_ns = 5'000'000;
   static void look(std::int64_t now_ns) noexcept {
-    without_cpu_ns_ = time_without_cpu_ns();
+    without_cpu_ns_ = std::max(without_cpu_ns_, time_without_cpu_ns());
     at_ns_ = now_ns;
   }
   static constinit thread_local std::int64_t at_ns_;

@@ -8,6 +8,7 @@
 
 #include "engine/sys/calls.hpp"
 #include "engine/tls/core_context.hpp"
+#include "engine/tls/session.hpp"
 
 namespace percore::tls {
 
@@ -116,6 +117,8 @@ struct authentication {
   std::int64_t valid_until;  // the first certificate of the client's path expires; 0: it has shown none
 };
 
+}  // namespace
+
 std::int64_t first_expiry(const SSL* session) noexcept {
   const STACK_OF(X509)* chain = SSL_get0_verified_chain(session);
   std::int64_t first = 0;
@@ -125,8 +128,6 @@ std::int64_t first_expiry(const SSL* session) noexcept {
   }
   return first;
 }
-
-}  // namespace
 
 // A session that was resumed bears what its first ticket said.
 int core_context::on_new_ticket(SSL* session, void*) {
@@ -151,6 +152,12 @@ SSL_TICKET_RETURN core_context::on_shown_ticket(SSL* session, SSL_SESSION* shown
   const bool expired = first.valid_until != 0 && now > first.valid_until;
   if (too_old || expired) return SSL_TICKET_RETURN_IGNORE_RENEW;
   return status == SSL_TICKET_SUCCESS ? SSL_TICKET_RETURN_USE : SSL_TICKET_RETURN_USE_RENEW;
+}
+
+// A client has something to resume with: at the end of a handshake of TLS 1.2, and whenever a ticket of 1.3 comes. 1: taken.
+int core_context::on_new_session(SSL* ssl, SSL_SESSION* fresh) {
+  auto* owner = static_cast<session*>(SSL_get_app_data(ssl));
+  return owner != nullptr && owner->keep_for_resumption(fresh) ? 1 : 0;
 }
 
 void core_context::on_key_log(const SSL* session, const char* line) { of(session).owner_->log_key(line); }

@@ -29,7 +29,8 @@ core_context::core_context(std::shared_ptr<shared_context> owner, std::shared_pt
       settings_(std::move(given)),
       version_(version),
       library_(library),
-      ticket_cipher_(EVP_CIPHER_fetch(library, "AES-256-CBC", nullptr)) {
+      ticket_cipher_(EVP_CIPHER_fetch(library, "AES-256-CBC", nullptr)),
+      cache_(settings_->options.client_sessions, settings_->options.resumption_lifetime.count()) {
   if (!ticket_cipher_) throw tls_error("AES-256-CBC for session tickets: " + take_openssl_error());
   make_name_table();
 }
@@ -62,6 +63,10 @@ bool core_context::set_server_name(SSL* session, const std::string& name) const 
   const bool ok = SSL_set1_host(session, name.c_str()) == 1 && SSL_set_tlsext_host_name(session, name.c_str()) == 1;
   ERR_clear_error();
   return ok;
+}
+
+bool core_context::resumes() const noexcept {
+  return settings_->role == tls_role::client && settings_->options.tickets && settings_->options.client_sessions != 0;
 }
 
 // Which certificates a name gets: of each key type the first one that bears it. Names that get the same ones share an
@@ -143,8 +148,12 @@ ssl_ctx_ptr core_context::make_ssl_context(const std::vector<const loaded_certif
     SSL_CTX_set_session_ticket_cb(ctx, on_new_ticket, on_shown_ticket, nullptr);
     SSL_CTX_set_tlsext_status_cb(ctx, on_status_request);
     if (!settings_->alpn.empty()) SSL_CTX_set_alpn_select_cb(ctx, on_alpn, nullptr);
-  } else if (!settings_->alpn.empty() &&
-             SSL_CTX_set_alpn_protos(ctx, settings_->alpn.data(), static_cast<unsigned>(settings_->alpn.size())) != 0) {
+  } else if (resumes()) {
+    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+    SSL_CTX_sess_set_new_cb(ctx, on_new_session);
+  }
+  if (!server && !settings_->alpn.empty() &&
+      SSL_CTX_set_alpn_protos(ctx, settings_->alpn.data(), static_cast<unsigned>(settings_->alpn.size())) != 0) {
     throw tls_error("alpn: " + take_openssl_error());
   }
   if (!options.key_log_file.empty()) SSL_CTX_set_keylog_callback(ctx, on_key_log);

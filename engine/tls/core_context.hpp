@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/tls/openssl.hpp"
+#include "engine/tls/session_cache.hpp"
 #include "engine/tls/shared_context.hpp"
 
 namespace percore::tls {
@@ -28,6 +29,10 @@ class core_context {
   // Client: the name that the server's certificate must bear and that SNI asks for; an IP address is checked as such
   // and not sent. False when memory is out.
   bool set_server_name(SSL* session, const std::string& name) const noexcept;
+
+  // Client: what earlier sessions have left; none when it resumes nothing.
+  [[nodiscard]] session_cache& cache() noexcept { return cache_; }
+  [[nodiscard]] bool resumes() const noexcept;
 
   [[nodiscard]] shared_context& owner() const noexcept { return *owner_; }
   [[nodiscard]] std::uint64_t version() const noexcept { return version_; }
@@ -60,6 +65,7 @@ class core_context {
   static int on_new_ticket(SSL* session, void*);
   static SSL_TICKET_RETURN on_shown_ticket(SSL* session, SSL_SESSION* shown, const unsigned char*, std::size_t,
                                            SSL_TICKET_STATUS status, void*);
+  static int on_new_session(SSL* session, SSL_SESSION* fresh);
   static void on_key_log(const SSL* session, const char* line);
   static core_context& of(const SSL* session) noexcept;
   int use_ticket_key(unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac, bool encrypting);
@@ -70,8 +76,12 @@ class core_context {
   OSSL_LIB_CTX* library_;
   cipher_ptr ticket_cipher_;
   ticket_key_pair ticket_keys_;
+  session_cache cache_;
   std::vector<ssl_ctx_ptr> contexts_;  // the first is for clients that name nothing known
   std::unordered_map<std::string, SSL_CTX*, name_hash, std::equal_to<>> by_name_;
 };
+
+// When the first certificate of the peer's verified path expires, in seconds since 1970; 0: none was verified.
+std::int64_t first_expiry(const SSL* session) noexcept;
 
 }  // namespace percore::tls

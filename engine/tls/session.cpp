@@ -8,6 +8,7 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
+#include "engine/sys/calls.hpp"
 #include "engine/tls/core_context.hpp"
 
 namespace percore::tls {
@@ -130,8 +131,60 @@ status session::handshake() noexcept {
   awaits_input_ = begun_ = true;
   if (result != 1) return judge(result);
   established_ = true;
+  if (resumption_ != nullptr) put_back();
   more_ = has_more();
   return status::done;
+}
+
+bool session::resume(std::string server) noexcept {
+  if (!context_.resumes()) return false;
+  resumption_.reset(new (std::nothrow) resumption);
+  if (resumption_ == nullptr) return false;
+  resumption_->server = std::move(server);
+  SSL_set_app_data(ssl_.get(), this);
+  const auto found = context_.cache().take(resumption_->server, sys::unix_seconds());
+  if (!found || SSL_set_session(ssl_.get(), found->session.get()) != 1) {
+    ERR_clear_error();
+    return false;
+  }
+  resumption_->by = found->by;
+  return true;
+}
+
+bool session::keep_for_resumption(SSL_SESSION* fresh) noexcept {
+  if (resumption_ == nullptr || failed_) return false;
+  const std::int64_t now = sys::unix_seconds();
+  session_cache::entry made;
+  if (SSL_session_reused(ssl_.get()) == 1) {
+    made.by = resumption_->by;
+  } else {
+    made.by = {now, first_expiry(ssl_.get())};
+  }
+  // The server's word on how long its ticket is good (RFC 8446 4.6.1), within the context's own.
+  std::int64_t lifetime = SSL_CTX_get_timeout(SSL_get_SSL_CTX(ssl_.get()));
+  if (SSL_SESSION_has_ticket(fresh) == 1) {
+    const auto hint = static_cast<std::int64_t>(SSL_SESSION_get_ticket_lifetime_hint(fresh));
+    const bool is_v1_3 = SSL_SESSION_get_protocol_version(fresh) == TLS1_3_VERSION;
+    if (hint != 0 || is_v1_3) lifetime = std::min(lifetime, hint);  // 0: in 1.2 unspecified, in 1.3 not at all
+  }
+  made.expires = static_cast<std::int64_t>(SSL_SESSION_get_time(fresh)) + lifetime;  // since it was given, not used
+  try {
+    made.key = resumption_->server;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  made.session.reset(fresh);
+  context_.cache().put(std::move(made), now);
+  return true;
+}
+
+// TLS 1.2: what was offered, and taken, is good for the next one too.
+void session::put_back() noexcept {
+  if (SSL_session_reused(ssl_.get()) != 1) {
+    resumption_->by = {};
+  } else if (SSL_version(ssl_.get()) != TLS1_3_VERSION) {
+    if (ssl_session_ptr used(SSL_get1_session(ssl_.get())); used && keep_for_resumption(used.get())) (void)used.release();
+  }
 }
 
 status session::read(std::span<std::byte> target, std::size_t& done) noexcept {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "engine/base/cache_line.hpp"
 #include "engine/tls/io.hpp"
 #include "engine/tls/openssl.hpp"
+#include "engine/tls/session_cache.hpp"
 
 namespace percore::tls {
 
@@ -35,6 +37,11 @@ class alignas(base::cache_line_bytes) session {
   ~session();
 
   status handshake() noexcept;
+  // Client, before the handshake: `server` is what it verifies and the port. Offers what an earlier session has left, and leaves
+  // what this one brings. True: something is offered.
+  bool resume(std::string server) noexcept;
+  // For the context. True: taken.
+  bool keep_for_resumption(SSL_SESSION* fresh) noexcept;
   // Decrypts into `target`, as much as fits of what has been received.
   [[gnu::hot]] status read(std::span<std::byte> target, std::size_t& done) noexcept;
   // Encrypts all of it, at the time `now_ns`. False: failed.
@@ -93,6 +100,7 @@ class alignas(base::cache_line_bytes) session {
   void keep_leftover(std::span<const std::byte> bytes) noexcept;
   [[nodiscard]] bool has_more() const noexcept;
   status judge(int result) noexcept;
+  void put_back() noexcept;
   status judge_read() noexcept;
   void fail_as_queued(unsigned long error) noexcept;
 
@@ -118,6 +126,11 @@ class alignas(base::cache_line_bytes) session {
   take_over take_over_ = nullptr;
   const char* reason_ = "";
   tls_failure failure_ = tls_failure::internal;
+  struct resumption {
+    std::string server;
+    authenticated by;  // of the session that was offered
+  };
+  std::unique_ptr<resumption> resumption_;  // client: none when it resumes nothing
 };
 
 }  // namespace percore::tls

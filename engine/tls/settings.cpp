@@ -225,6 +225,7 @@ std::shared_ptr<const settings> load(const tls_options& options, tls_role role) 
   if (options.resumption_lifetime.count() < 1 || options.resumption_lifetime > std::chrono::hours(24 * 7)) {
     throw tls_error("resumption_lifetime must be from 1 s to 7 days");
   }
+  if (options.client_sessions > 4096) throw tls_error("client_sessions must be at most 4096");
   auto made = std::make_shared<settings>();
   made->options = options;
   made->role = role;

@@ -246,6 +246,7 @@ class connection {
 
   // Sends all of `data`. True when the socket or the connection's unsent tail (at most
   // listen_options::unsent_tail_bytes) has taken the whole; until then the writer waits and `data` must stay valid.
+  // With listen_options::zero_copy_from_bytes large ones wait longer.
   detail::write_awaiter write(bytes_view data) noexcept { return detail::write_awaiter(*this, data, false); }
 
   // The same for several pieces in one system call. Pieces and bytes must stay valid until the write is done.
@@ -269,7 +270,14 @@ class connection {
   // the page cache does not hold is read from the disk while the core waits: for cold files on slow disks read them
   // first, by offload().
   detail::send_file_awaiter send_file(int file, std::uint64_t offset, std::uint64_t length) noexcept {
-    return detail::send_file_awaiter(*this, file, offset, length);
+    return detail::send_file_awaiter(*this, {}, file, offset, length);
+  }
+  // The same behind a head. A file of up to 60 KiB then begins in the head's segment, and with TLS any does in its
+  // record: for a response of 16 kB an eighth less CPU than write() and send_file(). The head's memory must live until
+  // it is sent; sent_file::bytes does not count it. It is sent also when the file then ends too early or cannot be
+  // read.
+  detail::send_file_awaiter send_file(bytes_view head, int file, std::uint64_t offset, std::uint64_t length) noexcept {
+    return detail::send_file_awaiter(*this, head, file, offset, length);
   }
 
   // Writes to `other` (which may be this one: an echo) what is received here, as relay() does in each direction, until the
@@ -357,6 +365,9 @@ class connection {
   void set_write_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_idle_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_lifetime_timeout(std::chrono::milliseconds timeout) noexcept;  // counted from start_time()
+
+  // listen_options::zero_copy_from_bytes of this connection: 0, or at least 4096. From the next write on.
+  void set_zero_copy_from(std::size_t bytes) noexcept;
 
   // When it was accepted: the time of the loop turn that did.
   [[nodiscard]] std::chrono::steady_clock::time_point start_time() const noexcept;

@@ -17,6 +17,7 @@
 #include <percore/socket_options.hpp>
 #include <percore/task.hpp>
 #include <percore/tls.hpp>
+#include <percore/when.hpp>
 
 namespace percore {
 
@@ -66,6 +67,7 @@ struct dial_options {
   std::chrono::milliseconds lifetime_timeout{0};
   std::chrono::milliseconds close_timeout{30'000};
   std::size_t unsent_tail_bytes = 64 * 1024;
+  std::size_t zero_copy_from_bytes = 0;  // what is out of its range counts as the nearest that is in it
 };
 
 // Owns a connection that was dialled, or says why there is none. The connection lies in a slot of the core that dialled
@@ -73,7 +75,9 @@ struct dial_options {
 //
 // Its operations may be awaited by the handler that has dialled it, by another one of the same core, or by a coroutine of no
 // connection's, but by one of them at a time; who does must not be gone before the operation is done. A shutdown does not
-// end what waits on it. At the end of the grace, or a halt, it is reset. Those that nobody waits on do not keep a server
+// end what waits on it. A handler of a listener that spills, or of a server with a takeover, which has neither dialled, copied,
+// relayed nor used when_all or when_any itself calls `co_await stay_on_core()` before it touches one that it was given: else
+// its step may run on another thread, which ends the program with a message. At the end of the grace, or a halt, it is reset. Those that nobody waits on do not keep a server
 // from ending: it takes them away, and this is empty then.
 class outgoing {
  public:
@@ -89,8 +93,14 @@ class outgoing {
   ~outgoing() { close(); }
 
   explicit operator bool() const noexcept { return connection_ != nullptr; }
-  connection& operator*() const noexcept { return *connection_; }
-  connection* operator->() const noexcept { return connection_; }
+  connection& operator*() const noexcept {
+    check_thread();
+    return *connection_;
+  }
+  connection* operator->() const noexcept {
+    check_thread();
+    return connection_;
+  }
 
   // Why it was not made: errc::timed_out; errc::limit_exceeded when server_options::max_connections_per_core or
   // max_connections is reached; errc::no_address for a name that has none; errc::not_permitted; errc::tls_failed; errc::shutting_down; or what
@@ -106,11 +116,16 @@ class outgoing {
   friend struct engine::slot;
   friend struct dialling;
   void take(outgoing& other) noexcept;
+  static void check_thread() noexcept;
 
   connection* connection_ = nullptr;
   std::error_code error_;
   std::string_view reason_;
 };
+
+// Brings the handler that runs back to its core if its step runs elsewhere (listen_options::spill, server_options::takeover), and
+// keeps it there from now on.
+inline detail::to_the_core stay_on_core() noexcept { return {}; }
 
 // Connects, on the core whose thread this runs on: from a handler, from what it awaits, or from a coroutine of no
 // connection's (spawn). The connection counts against the limits of open connections.

@@ -18,7 +18,8 @@ class network {
   network(const char* text) : network(std::string_view(text)) {}
   network(const std::string& text) : network(std::string_view(text)) {}
 
-  // An IPv4-mapped IPv6 address (::ffff:a.b.c.d) counts as IPv4. False for all that is no IP address.
+  // An IPv4-mapped IPv6 address (::ffff:a.b.c.d) counts as IPv4, and a network of such addresses is one of IPv4. False
+  // for all that is no IP address.
   [[nodiscard]] bool contains(const address& which) const noexcept;
 
   [[nodiscard]] std::string to_string() const;

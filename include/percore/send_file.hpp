@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include <percore/bytes_view.hpp>
 #include <percore/detail/write_source.hpp>
 
 namespace percore {
@@ -24,24 +25,28 @@ namespace detail {
 
 class [[nodiscard("co_await it")]] send_file_awaiter : private write_source {
  public:
-  send_file_awaiter(connection& owner, int file, std::uint64_t offset, std::uint64_t length) noexcept
-      : owner_(&owner), file_(file), offset_(offset), left_(length), to_end_(length == to_end_of_file) {}
+  send_file_awaiter(connection& owner, bytes_view head, int file, std::uint64_t offset, std::uint64_t length) noexcept
+      : owner_(&owner), file_(file), head_(head), offset_(offset), left_(length), to_end_(length == to_end_of_file) {}
   bool await_ready() noexcept;
   bool await_suspend(std::coroutine_handle<> waiter) noexcept;
   sent_file await_resume() const noexcept;
 
  private:
   outcome step(engine::slot& through) noexcept;
+  outcome send_head(engine::slot& through) noexcept;
   outcome copy(engine::slot& through) noexcept;
   outcome ended(engine::slot& through) const noexcept;
+  void push(const engine::slot& through) const noexcept;
   void advance(std::uint64_t bytes) noexcept;
 
   connection* owner_;
   int file_;
+  bytes_view head_;  // what is left of it
   std::uint64_t offset_;
   std::uint64_t left_;
   std::uint64_t sent_ = 0;
   bool to_end_;
+  bool held_back_ = false;  // the kernel waits for more before it sends the head
   bool copying_ = false;  // by read and send: encrypted by this side, or the file knows no other way
 };
 

@@ -70,8 +70,17 @@ struct core_stats {
   std::uint64_t halted = 0;              // connections whose handler was ended by halt() or the end of a grace
   std::uint64_t dialled = 0;             // outgoing connections made
   std::uint64_t dials_failed = 0;
+  std::uint64_t dials_offering = 0;      // TLS handshakes of dials that had a session to resume, ...
+  std::uint64_t dials_resuming = 0;      // ... and dials that did; tls_resumptions counts them too
   std::uint64_t pipes_exhausted = 0;     // chunks that were copied because no pipe was left
   std::uint64_t proxy_refused = 0;       // connections reset for want of a PROXY header, or of trust in who sent it
+  // listen_options::zero_copy_from_bytes: sends of which the kernel was given the memory instead of a copy, and their bytes; ...
+  std::uint64_t zero_copy_sends = 0;
+  std::uint64_t zero_copy_bytes = 0;
+  std::uint64_t zero_copy_copied = 0;    // ... those that it copied all the same
+  std::uint64_t zero_copy_refused = 0;   // sends that were copied because it would take no more memory, or not this one
+  std::uint64_t zero_copy_off = 0;       // connections that gave it up, since the kernel copied again and again
+  std::uint64_t zero_copy_overdue = 0;   // connections halted although a device still had memory of theirs after 100 ms
   std::uint64_t spilled = 0;             // slices of coroutine handlers run by helpers: see listen_options::spill
   std::uint64_t spill_begins = 0;        // times a listener became slow (spilling::when_slow)
   std::uint64_t takeovers = 0;           // times another thread took the core over: see takeover_options

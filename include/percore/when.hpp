@@ -9,10 +9,12 @@
 #include <new>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include <percore/detail/links.hpp>
 #include <percore/task.hpp>
@@ -168,6 +170,92 @@ task<std::variant<detail::value_or_nothing<Ts>...>> when_any(task<Ts>... tasks) 
   std::optional<std::variant<detail::value_or_nothing<Ts>...>> result;
   detail::take_winner(std::index_sequence_for<Ts...>(), winner, result, tasks...);
   co_return std::move(*result);
+}
+
+// The same for a list that is made at run time, of at most most_tasks_at_once tasks (std::length_error). Each task that ends
+// costs a look at all of them.
+inline constexpr std::size_t most_tasks_at_once = 1024;
+
+namespace detail {
+
+template <class T>
+std::vector<branch> branches_of(std::span<const task<T>> tasks) {
+  if (tasks.size() > most_tasks_at_once) throw std::length_error("percore: too many tasks at once");
+  std::vector<branch> result;
+  result.reserve(tasks.size());
+  for (const task<T>& one : tasks) {
+    if (!one) throw std::bad_alloc();
+    result.push_back(branch{&one.handle().promise(), one.handle(), false});
+  }
+  return result;
+}
+
+inline bool some_run(std::span<const branch> branches) noexcept {
+  for (const branch& one : branches) {
+    if (one.runs()) return true;
+  }
+  return false;
+}
+
+}  // namespace detail
+
+// Which one was first, and what it answered.
+template <class T>
+struct first_done {
+  first_done(std::size_t which, detail::value_or_nothing<T>&& what) : index(which), value(std::move(what)) {}
+  std::size_t index;
+  detail::value_or_nothing<T> value;
+};
+
+// Their values, in the order of the list. The tasks stay the caller's, and must live until this is done.
+template <class T>
+task<std::vector<detail::value_or_nothing<T>>> when_all(std::span<const task<T>> tasks) {
+  co_await detail::to_the_core();
+  std::vector<detail::branch> branches = detail::branches_of(tasks);
+  for (detail::branch& one : branches) one.begin();
+  while (detail::some_run(branches)) co_await detail::fork(branches, false);
+  std::vector<detail::value_or_nothing<T>> values;
+  values.reserve(tasks.size());
+  for (const task<T>& one : tasks) values.push_back(detail::take_value(one));
+  co_return values;
+}
+template <class T>
+task<std::vector<detail::value_or_nothing<T>>> when_all(std::vector<task<T>> tasks) {
+  const std::span<const task<T>> all(tasks);
+  auto values = co_await when_all(all);
+  co_return values;
+}
+
+// The tasks stay the caller's; those behind one that was done at once are not begun. Throws std::invalid_argument for an empty list.
+template <class T>
+task<first_done<T>> when_any(std::span<const task<T>> tasks) {
+  co_await detail::to_the_core();
+  if (tasks.empty()) throw std::invalid_argument("percore: when_any() of no tasks");
+  std::vector<detail::branch> branches = detail::branches_of(tasks);
+  std::size_t winner = branches.size();
+  for (std::size_t i = 0; i < branches.size() && winner == branches.size(); ++i) {
+    branches[i].begin();
+    if (!branches[i].runs()) winner = i;
+  }
+  if (winner == branches.size()) {
+    co_await detail::fork(branches, false);
+    winner = 0;
+    while (branches[winner].runs()) ++winner;
+  }
+  while (detail::some_run(branches)) co_await detail::fork(branches, true);
+  for (std::size_t i = 0; i < branches.size(); ++i) {
+    auto& promise = tasks[i].handle().promise();
+    const bool unheard = i != winner && branches[i].begun && promise.exception;
+    if (unheard) detail::report_unheard(std::exchange(promise.exception, nullptr));
+  }
+  first_done<T> result(winner, detail::take_value(tasks[winner]));
+  co_return std::move(result);
+}
+template <class T>
+task<first_done<T>> when_any(std::vector<task<T>> tasks) {
+  const std::span<const task<T>> all(tasks);
+  first_done<T> result = co_await when_any(all);
+  co_return std::move(result);
 }
 
 }  // namespace percore

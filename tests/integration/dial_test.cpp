@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -12,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/child_process.hpp"
 #include "tests/support/clean_process.hpp"
 #include "tests/support/test_server.hpp"
 #include "tests/support/tls_server.hpp"
@@ -88,6 +91,13 @@ TEST_CASE_FIXTURE(clean_process, "dial: a handler asks another server and passes
   CHECK(eventually([&] { return server.total().active == 0 && upstream.total().active == 0; }));
 }
 
+tls_context client_context(bool verified = true, std::vector<std::string> alpn = {}) {
+  tls_options options;
+  options.authorities_pem = verified ? authority().root.pem() : std::string();
+  options.alpn = std::move(alpn);
+  return tls_context(std::move(options), tls_role::client);
+}
+
 // What became of dialling.
 struct dialled {
   bool made = false;
@@ -128,6 +138,33 @@ TEST_CASE_FIXTURE(clean_process, "dial: a target that does not answer is given u
   const dialled seen = try_dial(hole.where(), options);
   CHECK_FALSE(seen.made);
   CHECK(seen.error == errc::timed_out);
+}
+
+// Its kernel answers, and nobody ever will.
+TEST_CASE_FIXTURE(clean_process, "dial: a target that is only half there") {
+  const int deaf = listening_socket("127.0.0.1:0", 8);
+  const address where = address_of(deaf);
+  channel<std::error_code> error;
+  dial_options options;
+  SUBCASE("the handshake of TLS has the dial's deadline") {
+    options.tls = client_context();
+    options.timeout = 50ms;
+    CHECK(try_dial(where, options).error == errc::timed_out);
+  }
+  SUBCASE("a read has its own") {
+    options.read_timeout = 20ms;
+    test_server server([&](connection&) -> task<> {
+      outgoing up = co_await dial(where, options);
+      const bool written = co_await up->write("is anybody there?");
+      CHECK(written);
+      const bytes_view answer = co_await up->read();
+      CHECK_FALSE(answer);
+      error.put(up->error());
+    });
+    client peer = server.connect();
+    CHECK(error.take() == errc::timed_out);
+  }
+  ::close(deaf);
 }
 
 TEST_CASE_FIXTURE(clean_process, "dial: addresses that cannot be dialled") {
@@ -243,6 +280,51 @@ TEST_CASE_FIXTURE(clean_process, "dial: outgoing connections are moved, kept and
   server->shutdown();
   CHECK(pool->size() == 1);
   CHECK_FALSE(pool->front());
+}
+
+// Given away by one handler to another that has dialled nothing, and whose steps run on helpers.
+void use_a_pooled_one(bool stays) {
+  test_server upstream(echo);
+  const address where = upstream.where();
+  outgoing pooled;
+  event ready;
+  listen_options listening;
+  listening.spill = spilling::always;
+  test_server server(
+      [&, stays](connection& conn) -> task<> {
+        const bytes_view asked = co_await conn.read();
+        if (stays) co_await stay_on_core();
+        const bool written = co_await pooled->write(asked);
+        if (!written) co_return;
+        const bytes_view answer = co_await pooled->read();
+        co_await conn.write(answer);
+      },
+      one_core(), listening);
+  server->post(0, [&] {
+    spawn([](outgoing& to, address target, event& done) -> task<> {
+      outgoing made = co_await dial(target);
+      to = std::move(made);
+      done.set();
+    }(pooled, where, ready));
+  });
+  ready.wait();
+  client peer = server.connect();
+  peer.send_all("ping");
+  CHECK(peer.recv_exactly(4) == "ping");
+  server->halt();
+  server->wait();
+}
+
+TEST_CASE_FIXTURE(clean_process, "dial: an outgoing connection of others is used on the core, or not at all") {
+  child_process careless([](const child_process::parent&) {
+    const rlimit no_dump{0, 0};
+    ::setrlimit(RLIMIT_CORE, &no_dump);
+    ::signal(SIGABRT, SIG_DFL);  // instead of the test framework's
+    ::close(2);  // the message is not this test's
+    use_a_pooled_one(false);
+  });
+  CHECK(careless.wait() == 128 + SIGABRT);
+  use_a_pooled_one(true);
 }
 
 TEST_CASE_FIXTURE(clean_process, "dial: a shutdown lets handlers that wait for an upstream finish") {
@@ -415,13 +497,6 @@ TEST_CASE_FIXTURE(clean_process, "dial: handlers whose slices leave the core com
     CHECK(peer.recv_to_end().empty());
   }
   ::close(file);
-}
-
-tls_context client_context(bool verified = true, std::vector<std::string> alpn = {}) {
-  tls_options options;
-  options.authorities_pem = verified ? authority().root.pem() : std::string();
-  options.alpn = std::move(alpn);
-  return tls_context(std::move(options), tls_role::client);
 }
 
 TEST_CASE_FIXTURE(clean_process, "dial: TLS with verification, SNI and ALPN") {

@@ -29,7 +29,14 @@ class Target(http.server.BaseHTTPRequestHandler):
         self.answer(CONTENT)
 
     def do_POST(self):
-        self.answer(self.rfile.read(int(self.headers["Content-Length"])))
+        body = b""
+        if self.headers["Transfer-Encoding"] == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size + 2)[:size]
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(body)
 
     def answer(self, body):
         self.server.heads.append((self.command, self.path, dict(self.headers)))
@@ -110,6 +117,35 @@ class Curl(unittest.TestCase):
             for mode in self.MODES:
                 with self.subTest(mode):
                     self.check(self.fetch(server, mode, f"http://127.0.0.1:{target.port}/", "--data-binary", f"@{file.name}"))
+
+    def test_chunked_bodies_are_passed_on(self):
+        with TargetServer() as target, proxy(*LOCAL) as server, tempfile.NamedTemporaryFile() as file:
+            file.write(CONTENT)
+            file.flush()
+            self.check(self.fetch(server, "http", f"http://127.0.0.1:{target.port}/", "--data-binary", f"@{file.name}",
+                                  "--header", "Transfer-Encoding: chunked"))
+            self.assertEqual(target.heads[0][2]["Transfer-Encoding"], "chunked")
+            self.assertNotIn("Content-Length", target.heads[0][2])
+            self.assertIn(f'"done" {len(CONTENT)} up', server.line())
+
+    def test_expect_100_continue(self):
+        with TargetServer() as target, proxy(*LOCAL) as server, tempfile.NamedTemporaryFile() as file:
+            file.write(CONTENT)
+            file.flush()
+            for more in ((), ("--header", "Transfer-Encoding: chunked")):
+                self.check(self.fetch(server, "http", f"http://127.0.0.1:{target.port}/", "--data-binary", f"@{file.name}",
+                                      "--header", "Expect: 100-continue", "--expect100-timeout", "20", *more))
+
+    def test_a_refusal_reaches_a_client_that_is_still_sending(self):
+        with proxy("--user", "a:b") as server, tempfile.NamedTemporaryFile() as file:
+            file.write(CONTENT)
+            file.flush()
+            for _ in range(5):
+                done = subprocess.run([CURL, "--silent", "--proxy", f"http://{server.address}", "--noproxy", "", "--max-time",
+                                       str(PATIENCE), "--header", "Expect:", "--output", os.devnull, "--write-out", "%{http_code}",
+                                       "--data-binary", f"@{file.name}", "http://192.0.2.1/"],
+                                      capture_output=True, timeout=2 * PATIENCE)
+                self.assertEqual(done.stdout, b"407")
 
     def test_users(self):
         with TargetServer() as target, proxy(*LOCAL, "--user", "alice:se:cret", "--user", "bob:b") as server:
@@ -218,7 +254,10 @@ class Http(unittest.TestCase):
                     (f"GET http://{where}/ HTTP/1.1\r\nbad header: 1\r\n\r\n", 400),
                     (f"POST http://{where}/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
                     (f"POST http://{where}/ HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400),
-                    (f"POST http://{where}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
+                    (f"POST http://{where}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", 400),
+                    (f"POST http://{where}/ HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+                    ("GET http://[::ffff:127.0.0.1]:1/" + end, 502), ("GET http://[64:ff9b::7f00:1]/" + end, 403),
+                    ("CONNECT 192.168.0.1:80" + end, 403), ("CONNECT 9.9.9.9:25" + end, 403),
                     ("GET http://x/ HTTP/1.1\r\nX: " + 20000 * "x" + "\r\n\r\n", 431)):
                 with self.subTest(text[:80]):
                     self.assertEqual(self.status(server, text.encode()), expected)
@@ -241,6 +280,109 @@ class Http(unittest.TestCase):
             self.assertTrue(answer.endswith(b"abc"))
             self.assertEqual([path for _, path, _ in target.heads], ["/one"])
 
+    def raw_target(self):
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(PATIENCE)
+        self.addCleanup(listener.close)
+        return listener, f"POST http://127.0.0.1:{listener.getsockname()[1]}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+
+    def take(self, listener):
+        one, _ = listener.accept()
+        self.addCleanup(one.close)
+        one.settimeout(PATIENCE)
+        data = b""
+        while not data.endswith(b"\r\n\r\n"):
+            data += receive_exactly(one, 1)
+        return one
+
+    def test_a_broken_chunk_ends_both_sides(self):
+        listener, head = self.raw_target()
+        with proxy(*LOCAL) as server, connect(server.address) as peer:
+            peer.sendall(head + b"3\r\nabc\r\n")
+            up = self.take(listener)
+            self.assertEqual(receive_exactly(up, 8), b"3\r\nabc\r\n")
+            peer.sendall(b"2\r\nabX")
+            self.assertIn(b"HTTP/1.1 400 ", receive_to_end(peer))
+            with self.assertRaises(ConnectionResetError):  # not an end that could be taken for one
+                receive_to_end(up)
+            peer.close()
+            self.assertIn('"400"', server.line())
+
+    def test_a_chunked_request_that_is_cut_off_is_not_whole_for_its_target(self):
+        listener, head = self.raw_target()
+        with proxy(*LOCAL) as server, connect(server.address) as peer:
+            peer.sendall(head + b"3\r\nabc\r\n")
+            up = self.take(listener)
+            self.assertEqual(receive_exactly(up, 8), b"3\r\nabc\r\n")
+            peer.shutdown(socket.SHUT_WR)
+            with self.assertRaises(ConnectionResetError):
+                receive_to_end(up)
+
+    def test_an_answer_before_the_chunked_body_is_whole(self):
+        listener, head = self.raw_target()
+        with proxy(*LOCAL) as server, connect(server.address) as peer:
+            peer.sendall(head + b"3\r\nabc\r\n")
+            with self.take(listener) as up:
+                self.assertEqual(receive_exactly(up, 8), b"3\r\nabc\r\n")
+                up.sendall(b"HTTP/1.1 413 Large\r\nContent-Length: 0\r\n\r\n")
+            self.assertEqual(receive_to_end(peer), b"HTTP/1.1 413 Large\r\nContent-Length: 0\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n")
+
+    def test_a_second_request_behind_chunks_is_not_sent_on(self):
+        listener, head = self.raw_target()
+        with proxy(*LOCAL) as server, connect(server.address) as peer:
+            peer.sendall(head + b"1\r\na\r\n2;x\r\nbc\r\n0\r\nTrailer: x\r\n\r\nGET http://127.0.0.1/ HTTP/1.1\r\n\r\n")
+            with self.take(listener) as up:
+                self.assertEqual(receive_exactly(up, 13), b"3\r\nabc\r\n0\r\n\r\n")
+                up.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                up.shutdown(socket.SHUT_WR)
+                self.assertEqual(receive_to_end(peer), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n")
+                peer.close()
+                self.assertEqual(up.recv(1), b"")
+
+    def test_a_target_that_keeps_the_connection_or_answers_nonsense(self):
+        closing = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n"
+        for given, expected in (
+                (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\r\n", closing),
+                (b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                 b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + closing),
+                (17 * b"HTTP/1.1 103 Hints\r\n\r\n", None), (b"HTTP/1.1 101 Switch\r\n\r\n", None), (b"nonsense\r\n\r\n", None),
+                (b"nonsense", None), (b"", None), (b"HTTP/1.1 200 OK\r\nX: " + 20000 * b"x" + b"\r\n\r\n", None)):
+            with self.subTest(given[:60]):
+                listener, head = self.raw_target()
+                with proxy(*LOCAL) as server, connect(server.address) as peer:
+                    peer.sendall(head + b"0\r\n\r\n")
+                    with self.take(listener) as up:
+                        self.assertEqual(receive_exactly(up, 5), b"0\r\n\r\n")
+                        up.sendall(given)
+                    answer = receive_to_end(peer)
+                    if expected:
+                        self.assertEqual(answer, expected)
+                    else:
+                        self.assertIn(b"HTTP/1.1 502 ", answer)
+
+    def test_the_target_is_left_when_the_client_is_gone(self):
+        listener, _ = self.raw_target()
+        with proxy(*LOCAL) as server, connect(server.address) as peer:
+            peer.sendall(f"GET http://127.0.0.1:{listener.getsockname()[1]}/ HTTP/1.1\r\n\r\n".encode())
+            up = self.take(listener)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            with self.assertRaises(ConnectionResetError):
+                receive_to_end(up)
+
+    def test_memory_is_bounded_when_the_target_takes_no_chunks(self):
+        listener, head = self.raw_target()
+        with proxy(*LOCAL) as server, connect(server.address) as peer:
+            peer.sendall(head)
+            self.take(listener)
+            chunk = b"10000\r\n" + 0x10000 * b"x" + b"\r\n"
+            peer.settimeout(0.5)
+            sent = 0
+            with self.assertRaises(TimeoutError):  # the sockets' buffers are full, and nothing else takes it
+                while sent < 200_000_000:
+                    peer.sendall(chunk)
+                    sent += len(chunk)
+
 
 class Program(unittest.TestCase):
     def test_usage(self):
@@ -253,6 +395,51 @@ class Program(unittest.TestCase):
                 status, output, errors = run("proxy", *arguments)
                 self.assertEqual((status, output), (2, ""))
                 self.assertNotEqual(errors, "")
+
+    def test_a_warning_to_be_an_open_proxy(self):
+        for arguments, warned in ((["0.0.0.0:0"], True), (["0.0.0.0:0", "--user", "a:b"], False), (["127.0.0.1:0"], False)):
+            server = Server("proxy", *arguments[1:], arguments[0])
+            server.signal()
+            status, errors = server.wait()
+            self.assertEqual(status, 0)
+            self.assertEqual("may use it" in errors, warned, arguments)
+
+    def test_slow_clients_have_their_time(self):
+        with proxy(*LOCAL, "--request", "1") as server:
+            for start in (b"GET http://127.0.0.1/ HTTP/1.1\r\nX: ", b"\x05\x01\x00\x05\x01\x00\x03\xff"):
+                with self.subTest(start), connect(server.address) as peer:
+                    peer.sendall(start)
+                    peer.settimeout(0.1)
+                    ended = False
+                    for _ in range(10 * PATIENCE):  # a byte now and then does not help
+                        try:
+                            peer.sendall(b"x")
+                            ended = ended or peer.recv(100) == b""
+                        except TimeoutError:
+                            continue
+                        except (ConnectionResetError, BrokenPipeError):
+                            ended = True
+                        if ended:
+                            break
+                    self.assertTrue(ended)
+
+    def test_silence_has_its_time(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener, proxy(*LOCAL, "--idle", "1") as server:
+            port = listener.getsockname()[1]
+            for text in (f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n",
+                         f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nContent-Length: 9\r\n\r\nx",
+                         f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx",
+                         f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+                with self.subTest(text), connect(server.address) as peer:
+                    peer.sendall(text.encode())
+                    target, _ = listener.accept()
+                    with target:
+                        target.settimeout(PATIENCE)
+                        for one in (peer, target):
+                            try:
+                                receive_to_end(one)
+                            except ConnectionResetError:
+                                pass
 
     def test_limit_of_connections(self):
         with TargetServer() as target, proxy(*LOCAL, "--connections", "1") as server:

@@ -164,18 +164,28 @@ TEST_CASE_FIXTURE(clean_process, "relay: a reset of the client resets the upstre
 }
 
 TEST_CASE_FIXTURE(clean_process, "relay: a reset of the upstream resets the client") {
+  std::string request = "go";
+  bool half_closed = false;
+  bool feeds = false;
+  SUBCASE("while nothing flows") {}
+  SUBCASE("while it is fed") { request = numbered_text(300'000); }
+  SUBCASE("while it feeds") { feeds = true; }
+  SUBCASE("after the client's FIN") { half_closed = true; }
   over_all_mixtures([&](relay_wires wires) {
     test_server upstream(
         [&](connection& conn) -> task<> {
           co_await conn.write("x");
-          (void)co_await conn.read();
+          bytes_view data = co_await conn.read();
+          while (half_closed && data) data = co_await conn.read();
+          if (feeds) (void)conn.try_write(std::string(50'000, 'x'));
           conn.reset();
         },
         one_core(), upstream_over(wires.to_upstream_tls));
     relay_server server(upstream.where(), wires);
     any_client peer = server.connect();
     (void)peer.recv_exactly(1);
-    peer.send_all("go");
+    peer.send_all(request);
+    if (half_closed) peer.half_close();
     CHECK(peer.socket().wait_for_end() == ending::reset);
     CHECK(server.outcomes.take().error == errc::connection_reset);
   });

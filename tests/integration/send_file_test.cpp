@@ -95,6 +95,47 @@ TEST_CASE_FIXTURE(clean_process, "send_file: to the end of the file, nothing fro
   });
 }
 
+TEST_CASE_FIXTURE(clean_process, "send_file: a head comes first, whatever the file has") {
+  const std::string text = numbered_text(100'000);
+  const temporary_file file(text);
+  std::string head = "head";
+  std::uint64_t length = 0;
+  std::uint64_t expected = 0;
+  bool whole = true;
+  SUBCASE("a part") {
+    length = expected = 50'000;
+  }
+  SUBCASE("nothing") {
+    length = 0;
+  }
+  SUBCASE("to the end") {
+    length = to_end_of_file, expected = 100'000;
+  }
+  SUBCASE("more than there is") {
+    length = 100'001, expected = 100'000, whole = false;
+  }
+  SUBCASE("a head that no socket takes at once") {
+    head = numbered_text(5'000'000), length = expected = 50'000;
+  }
+  over_every_wire([&](const wire& over) {
+    channel<outcome> result;
+    test_server server(
+        [&](connection& conn) -> task<> {
+          outcome seen;
+          seen.sent = co_await conn.send_file(head, file.fd(), 0, length);
+          seen.still_writes = co_await conn.write("!");
+          result.put(seen);
+        },
+        one_core(), over.listening(small_send_buffer()));
+    any_client peer = over.connect(server, 4096);
+    CHECK((all_of(peer) == head + text.substr(0, expected) + "!"));
+    const outcome seen = result.take();
+    CHECK(seen.sent.whole == whole);
+    CHECK(seen.sent.bytes == expected);
+    CHECK(seen.still_writes);
+  });
+}
+
 TEST_CASE_FIXTURE(clean_process, "send_file: holes are zeros") {
   temporary_file file("head");
   file.resize(1'000'000);

@@ -137,9 +137,9 @@ TEST_CASE("faults: probabilities hold for the calls they are documented for") {
     int error;
   };
   const std::vector<row> rows = {
-      {&fault_plan::would_block, {call::recv, call::send, call::sendfile, call::sendmsg, call::splice, call::accept4}, EAGAIN},
+      {&fault_plan::would_block, {call::recv, call::recvmsg, call::send, call::sendfile, call::sendmsg, call::splice, call::accept4}, EAGAIN},
       {&fault_plan::interrupted,
-       {call::recv, call::send, call::sendfile, call::sendmsg, call::splice, call::accept4, call::epoll_wait},
+       {call::recv, call::recvmsg, call::send, call::sendfile, call::sendmsg, call::splice, call::accept4, call::epoll_wait},
        EINTR},
       {&fault_plan::connection_aborted, {call::accept4}, ECONNABORTED},
       {&fault_plan::too_many_files, {call::accept4, call::socket}, EMFILE},

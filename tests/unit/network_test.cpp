@@ -22,6 +22,10 @@ TEST_CASE("network: what a prefix holds") {
   CHECK(network("::/0").contains("[::1]:5"));
   CHECK(network("127.0.0.0/8").contains("[::ffff:127.0.0.1]:5"));
   CHECK_FALSE(network("::/0").contains("[::ffff:127.0.0.1]:5"));
+  CHECK(network("::ffff:10.0.0.0/104").contains("10.1.2.3:5"));
+  CHECK(network("::ffff:10.0.0.0/104").contains("[::ffff:10.1.2.3]:5"));
+  CHECK_FALSE(network("::ffff:10.0.0.0/104").contains("11.1.2.3:5"));
+  CHECK(network("::ffff:10.0.0.1").to_string() == "10.0.0.1/32");
   CHECK_FALSE(network("::/0").contains("unix:@x"));
   CHECK_FALSE(network("0.0.0.0/0").contains(address()));
   CHECK(network("10.0.0.0/8").to_string() == "10.0.0.0/8");

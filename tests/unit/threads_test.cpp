@@ -4,6 +4,7 @@
 #include "engine/sys/run_queue.hpp"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <signal.h>
@@ -231,6 +232,7 @@ TEST_CASE("threads: time without a CPU is told, and not held against who measure
   core_thread other, measured;
   other.start([&] { while (!stop) {} }, "other", {cpu}, small_stack);
   bool lost_some = false, discounted = false;
+  std::int64_t longest_unasked = 0;
   measured.start(
       [&] {
         const std::int64_t before = percore::sys::time_without_cpu_ns();
@@ -246,6 +248,13 @@ TEST_CASE("threads: time without a CPU is told, and not held against who measure
           lost_some = percore::sys::time_without_cpu_ns() > before;
           discounted = percore::sys::lost_time::without(now - begun, now) < 18'000'000;
         }
+        // Without a descriptor to ask with, nothing is added to what it took.
+        std::vector<int> filler;
+        for (int fd = 0; (fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;) filler.push_back(fd);
+        const std::int64_t now = percore::sys::monotonic_ns();
+        percore::sys::lost_time::prepare(now);
+        longest_unasked = percore::sys::lost_time::without(1'000'000, now + 1'000'000);
+        for (const int fd : filler) ::close(fd);
       },
       "measured", {cpu}, small_stack);
   measured.join();
@@ -253,4 +262,5 @@ TEST_CASE("threads: time without a CPU is told, and not held against who measure
   other.join();
   CHECK(lost_some);
   CHECK(discounted);
+  CHECK(longest_unasked <= 1'000'000);
 }

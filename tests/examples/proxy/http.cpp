@@ -36,6 +36,16 @@ bool to_number(std::string_view text, Number& into) {
   return error == std::errc() && end == text.data() + text.size();
 }
 
+// A name or an IPv4 address of the characters that they can have; in brackets an IPv6 address, perhaps with a zone.
+// Other programs must not read another host from it than this one does.
+bool is_host(std::string_view text, bool in_brackets) {
+  if (text.empty() || text.size() > 255 || in_brackets != (text.find(':') != std::string_view::npos)) return false;
+  return std::all_of(text.begin(), text.end(), [in_brackets](char c) {
+    return (c >= '0' && c <= '9') || (lower(c) >= 'a' && lower(c) <= 'z') || c == '.' || c == '-' || c == '_' ||
+           (in_brackets && (c == ':' || c == '%'));
+  });
+}
+
 // "name:port", "name", "1.2.3.4:port", "[::1]:port". User information (before '@') is refused (RFC 9110 4.2.4).
 bool parse_authority(std::string_view text, std::uint16_t default_port, target& into) {
   std::string_view host = text;
@@ -52,8 +62,7 @@ bool parse_authority(std::string_view text, std::uint16_t default_port, target& 
     port = text.substr(colon + 1);
     if (host.find(':') != std::string_view::npos) return false;
   }
-  const auto is_bad = [](char c) { return static_cast<unsigned char>(c) <= ' ' || c == '@' || c == 0x7f || c == '/'; };
-  if (host.empty() || host.size() > 255 || std::any_of(host.begin(), host.end(), is_bad)) return false;
+  if (!is_host(host, text.starts_with('['))) return false;
   into.host = host;
   into.port = default_port;
   return (port.empty() && default_port != 0) || (to_number(port, into.port) && into.port != 0);
@@ -101,18 +110,36 @@ bool named_by_connection(const std::vector<header>& headers, std::string_view na
   return false;
 }
 
-// The length of the body, which must be sure: what lies behind it would be somebody else's request.
-int find_body(const std::vector<header>& headers, std::uint64_t& bytes) {
+// Where the body ends, which must be sure: what lies behind it would be somebody else's request. 0, or a status.
+int find_body(const std::vector<header>& headers, bool is_1_0, request& into) {
   bool known = false;
   for (const header& one : headers) {
-    if (same(one.name, "transfer-encoding")) return 411;
+    if (same(one.name, "transfer-encoding")) {
+      // RFC 9112 6.1: 1.0 has none of it, and who gives both, or it twice, wants them to be read in two ways.
+      if (is_1_0 || into.chunked) return 400;
+      if (!same(one.value, "chunked")) return 501;
+      into.chunked = true;
+    }
     if (!same(one.name, "content-length")) continue;
     std::uint64_t value = 0;
-    if (!to_number(one.value, value) || (known && value != bytes)) return 400;
-    bytes = value;
+    if (!to_number(one.value, value) || (known && value != into.body_bytes)) return 400;
+    into.body_bytes = value;
     known = true;
   }
-  return 0;
+  return known && into.chunked ? 400 : 0;
+}
+
+// Fields that are not sent on as they came: those of this hop, and those that are written anew.
+bool is_replaced(const std::vector<header>& headers, std::string_view name) {
+  return is_hop_by_hop(name) || same(name, "host") || same(name, "content-length") || same(name, "transfer-encoding") ||
+         named_by_connection(headers, name);
+}
+
+std::string framing(const std::vector<header>& headers, const request& wanted) {
+  if (wanted.chunked) return "Transfer-Encoding: chunked\r\n";
+  const bool has_length =
+      std::any_of(headers.begin(), headers.end(), [](const header& one) { return same(one.name, "content-length"); });
+  return has_length ? "Content-Length: " + std::to_string(wanted.body_bytes) + "\r\n" : "";
 }
 
 }  // namespace
@@ -150,18 +177,54 @@ outcome parse(std::string_view head, request& into) {
   if (!parse_authority(authority, 80, into.where)) return outcome::wrong;
   std::string_view path = uri.substr(authority_end);
   path = path.substr(0, path.find('#'));
-  if (const int problem = find_body(headers, into.body_bytes); problem != 0) {
+  if (const int problem = find_body(headers, version == "HTTP/1.0", into); problem != 0) {
     into.status = problem;
     return outcome::wrong;
   }
-  into.head = std::string(method) + ' ' + (path.starts_with('/') ? "" : "/") + std::string(path) + " HTTP/1.1\r\nHost: " +
-              std::string(authority) + "\r\n";
+  if (std::count_if(headers.begin(), headers.end(), [](const header& one) { return same(one.name, "host"); }) > 1) {
+    return outcome::wrong;
+  }
+  // "http://a" is "*" of a for OPTIONS (RFC 9112 3.2.4), else "/".
+  std::string resource = path.empty() && method == "OPTIONS" ? "*" : std::string(path);
+  if (!resource.starts_with('/') && resource != "*") resource.insert(0, "/");
+  // In the client's version, because the answer goes to it as it comes. Host is that of the URI, whatever the client
+  // says (RFC 9112 3.2.2).
+  into.head = std::string(method) + ' ' + resource + ' ' + std::string(version) +
+              "\r\nHost: " + std::string(authority) + "\r\n";
   for (const header& one : headers) {
-    // Host is that of the URI, whatever the client says (RFC 9112 3.2.2).
-    if (same(one.name, "host") || is_hop_by_hop(one.name) || named_by_connection(headers, one.name)) continue;
+    if (!is_replaced(headers, one.name)) into.head += std::string(one.name) + ": " + std::string(one.value) + "\r\n";
+  }
+  into.head +=
+      framing(headers, into) + "Via: " + std::string(version.substr(5)) + " proxy\r\nConnection: close\r\n\r\n";
+  return outcome::done;
+}
+
+outcome parse(std::string_view head, reply& into) {
+  if (!head.ends_with("\r\n\r\n")) return outcome::more;
+  const std::size_t line_end = head.find("\r\n");
+  const std::string_view line = head.substr(0, line_end);
+  constexpr std::string_view version = "HTTP/1.";
+  if (!line.starts_with(version) || line.size() < 12 || line[8] != ' ' || (line.size() > 12 && line[12] != ' ')) {
+    return outcome::wrong;
+  }
+  if (line.find_first_of(std::string_view("\r\n\0", 3)) != std::string_view::npos) return outcome::wrong;
+  // Nobody was asked to switch protocols.
+  if (!to_number(line.substr(9, 3), into.status) || into.status < 100 || into.status == 101) return outcome::wrong;
+  std::vector<header> headers;
+  const std::string_view rest = head.substr(line_end + 2);
+  if (!split_headers(rest.substr(0, rest.size() - 2), headers)) return outcome::wrong;
+  const bool chunked = std::any_of(headers.begin(), headers.end(),
+                                   [](const header& one) { return same(one.name, "transfer-encoding"); });
+  into.head = std::string(line) + "\r\n";
+  for (const header& one : headers) {
+    const bool frames = same(one.name, "content-length") || same(one.name, "transfer-encoding");
+    if (frames ? chunked && same(one.name, "content-length")  // RFC 9112 6.3: the other one counts
+               : is_hop_by_hop(one.name) || named_by_connection(headers, one.name)) {
+      continue;
+    }
     into.head += std::string(one.name) + ": " + std::string(one.value) + "\r\n";
   }
-  into.head += "Via: 1.1 proxy\r\nConnection: close\r\n\r\n";
+  into.head += into.status < 200 ? "\r\n" : "Via: 1.1 proxy\r\nConnection: close\r\n\r\n";
   return outcome::done;
 }
 
@@ -171,8 +234,13 @@ std::string answer(int status, std::string_view more_headers) {
     case 400: reason = "Bad Request"; break;
     case 403: reason = "Forbidden"; break;
     case 407: reason = "Proxy Authentication Required"; break;
-    case 411: reason = "Length Required"; break;
+    case 408:
+      reason = "Request Timeout";
+      break;
     case 431: reason = "Request Header Fields Too Large"; break;
+    case 501:
+      reason = "Not Implemented";
+      break;
     case 502: reason = "Bad Gateway"; break;
     case 503: reason = "Service Unavailable"; break;
     case 504: reason = "Gateway Timeout"; break;

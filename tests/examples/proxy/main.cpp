@@ -22,8 +22,11 @@ constexpr const char* usage =
     "usage: proxy [OPTION...] [ADDRESS]\n"
     "Serves SOCKS5 and HTTP on ADDRESS (default 127.0.0.1:5000; port 0: any free port).\n"
     "  --allow NETWORK[,PORT]   targets that may be reached (10.0.0.0/8, ::1 or 10.1.2.3,443)\n"
-    "  --deny NETWORK[,PORT]    targets that may not; the first rule that fits decides. Behind all rules loopback, private\n"
-    "                           and other addresses that are not public are denied, the rest is allowed.\n"
+    "  --deny NETWORK[,PORT]    targets that may not; the first rule that fits decides. Behind all rules loopback, "
+    "private\n"
+    "                           and other addresses that are not public are denied, this host's own (as they are when "
+    "it\n"
+    "                           starts), and port 25; the rest is allowed.\n"
     "  --user NAME:PASSWORD     who may use it (several times); without one: everybody\n"
     "  --idle SECONDS           silence that ends a connection (default 300)\n"
     "  --request SECONDS        how long a client may take for its request (default 15)\n"
@@ -80,7 +83,15 @@ int main(int argc, char** argv) {
         throw std::invalid_argument("cannot use: " + std::string(argument) + '\n' + usage);
       }
     }
-    settings.on_started = [](percore::server& started) {
+    how.access.add_all_own();
+    settings.on_started = [&how](percore::server& started) {
+      const percore::address here = started.local_address();
+      const bool local =
+          here.is_unix() || percore::network("127.0.0.0/8").contains(here) || percore::network("::1").contains(here);
+      if (!local && how.users.empty()) {
+        std::cerr << "proxy: warning: whoever reaches " << here.to_string() << " may use it; --user limits that"
+                  << std::endl;
+      }
       std::cout << "listening on " << started.local_address().to_string() << std::endl;
     };
     percore::server server(settings);

@@ -70,11 +70,59 @@ struct request {
   bool tunnel = false;           // CONNECT
   std::string authorization;     // of Proxy-Authorization, as it was sent
   std::uint64_t body_bytes = 0;  // of a request that is forwarded
+  bool chunked = false;          // its body says itself where it ends; body_bytes is 0 then
   std::string head;              // what is sent on for it
   int status = 400;              // with outcome::wrong: what to answer
 };
-// `head`: up to and with the empty line.
+// `head`: up to and with the empty line. Whoever could read another body into the request than the one that is sent on
+// is refused: the framing of what is sent on is written anew, from one Content-Length or one "chunked" (RFC 9112 6.3).
 outcome parse(std::string_view head, request& into);
+
+// The head of an answer to such a request.
+struct reply {
+  int status = 0;    // 100 to 199: another head follows
+  std::string head;  // what is sent on for it
+};
+// It ends the client's connection ("Connection: close"), whatever the server says: else a client could take what this
+// server sends behind its answer for the answer of another one.
+outcome parse(std::string_view head, reply& into);
+
+// A chunked body (RFC 9112 7.1), in pieces as they come. Extensions and trailer fields are looked at and left out.
+class chunked_body {
+ public:
+  // Takes bytes from the front of `input`, which gets shorter, and gives their data to `data`, behind what is there.
+  // `more`: all was taken. `done`: what is left is not the body's. `wrong`: it is no chunked body, or more than 16 KiB
+  // of it, beyond 8 bytes for each chunk, are not data.
+  outcome take(std::string_view& input, std::string& data);
+
+ private:
+  enum class state : unsigned char {
+    size_start,
+    size,
+    extension,
+    size_end,
+    data,
+    data_cr,
+    data_lf,
+    line_start,
+    line,
+    line_end,
+    last
+  };
+  bool step(char c);
+  bool add_digit(unsigned value);
+  bool count(state next);
+
+  state state_ = state::size_start;
+  bool done_ = false;
+  bool named_ = false;      // the trailer field has its colon
+  unsigned digits_ = 0;     // of the size
+  std::uint64_t left_ = 0;  // of the chunk
+  std::size_t overhead_left_ = 16 * 1024;
+};
+// A chunk of these bytes, of which there is at least one; and what ends a body.
+void add_chunk(std::string_view data, std::string& to);
+inline constexpr std::string_view last_chunk = "0\r\n\r\n";
 
 std::string answer(int status, std::string_view more_headers = {});
 

@@ -60,6 +60,16 @@ percore::task<bool> receive(percore::connection& conn, Message& into) {
   co_return false;
 }
 
+// Nothing more is said. What the client still sends is taken for a moment: a close with unread bytes would reset the
+// connection, and with it the answer (RFC 9112 9.6).
+percore::task<> linger(percore::connection& conn) {
+  conn.shutdown_write();
+  const auto end = conn.now() + std::chrono::seconds(2);
+  conn.set_read_timeout(std::chrono::seconds(2));
+  percore::bytes_view dropped = co_await conn.read();
+  while (dropped && conn.now() < end) dropped = co_await conn.read();
+}
+
 bool knows(const settings& how, const std::string& user, const std::string& password) {
   const auto known = how.users.find(user);
   if (known == how.users.end() || known->second.size() != password.size()) return false;
@@ -78,12 +88,10 @@ percore::task<percore::outgoing> reach(percore::connection&, const settings& how
   co_return std::move(made);
 }
 
-percore::task<> pass_on(percore::connection& conn, percore::outgoing& up, const settings& how, record& what,
-                        std::uint64_t request_bytes = percore::no_limit) {
+percore::task<> pass_on(percore::connection& conn, percore::outgoing& up, const settings& how, record& what) {
   conn.set_lifetime_timeout(std::chrono::milliseconds(0));  // it was for the request
   percore::relay_options options;
   options.idle_timeout = how.idle_timeout;
-  options.forth_limit = request_bytes;
   what.relayed = co_await percore::relay(conn, *up, options);
   what.outcome = what.relayed ? "done" : what.relayed.error.message();
 }
@@ -113,7 +121,7 @@ percore::task<bool> authenticate(percore::connection& conn, const settings& how)
   if (!co_await receive(conn, offered)) co_return false;
   const bool needed = !how.users.empty();
   if (needed ? !offered.with_password : !offered.without_authentication) {
-    co_await conn.write_last(std::string_view("\x05\xff", 2));
+    if (co_await conn.write_last(std::string_view("\x05\xff", 2))) co_await linger(conn);
     co_return false;
   }
   const std::string_view chosen = needed ? std::string_view("\x05\x02", 2) : std::string_view("\x05\x00", 2);
@@ -124,6 +132,7 @@ percore::task<bool> authenticate(percore::connection& conn, const settings& how)
   const bool known = knows(how, given.user, given.password);
   const std::string_view verdict = known ? std::string_view("\x01\x00", 2) : std::string_view("\x01\x01", 2);
   const bool written = co_await conn.write(verdict);
+  if (written && !known) co_await linger(conn);
   co_return known && written;
 }
 
@@ -143,14 +152,18 @@ percore::task<> serve_socks(percore::connection& conn, const settings& how, reco
   if (!whole || code != socks::reply::succeeded) {
     if (code == socks::reply::succeeded) code = socks::reply::general_failure;
     const std::string refusal = socks::answer(code);
-    co_await conn.write_last(refusal);
+    if (co_await conn.write_last(refusal)) co_await linger(conn);
     co_return;
   }
   percore::outgoing up = co_await reach(conn, how, wanted.where);
   if (!up) what.outcome = up.error().message();
   const std::string answer = socks::answer(up ? socks::reply::succeeded : reply_for(up.error()));
-  if (!co_await conn.write(answer) || !up) co_return;
-  co_await pass_on(conn, up, how, what);
+  const bool answered = co_await conn.write(answer);
+  if (answered && up) {
+    co_await pass_on(conn, up, how, what);
+  } else if (answered) {
+    co_await linger(conn);
+  }
 }
 
 // HTTP ------------------------------------------------------------------------------------------------------
@@ -172,7 +185,113 @@ percore::task<> refuse(percore::connection& conn, int status, record& what) {
   what.outcome = std::to_string(status);
   const std::string text =
       http::answer(status, status == 407 ? "Proxy-Authenticate: Basic realm=\"proxy\"\r\n" : "");
-  co_await conn.write_last(text);
+  if (co_await conn.write_last(text)) co_await linger(conn);
+}
+
+// A chunked body, chunk by chunk. `more`: the client has cut it off.
+percore::task<outcome> send_chunks(percore::connection& conn, percore::connection& up, std::uint64_t& sent) {
+  http::chunked_body body;
+  std::string data;
+  std::string chunk;
+  outcome state = outcome::more;
+  while (state == outcome::more) {
+    const percore::bytes_view got = co_await conn.read();
+    if (!got) co_return state;
+    std::string_view rest = got.text();
+    data.clear();
+    state = body.take(rest, data);
+    if (state == outcome::wrong) co_return state;
+    conn.unread(rest.size());
+    chunk.clear();
+    if (!data.empty()) http::add_chunk(data, chunk);
+    if (state == outcome::done) chunk += http::last_chunk;
+    if (chunk.empty()) continue;
+    const bool written = co_await up.write(chunk);
+    if (!written) co_return outcome::done;  // the target wants no more of it; perhaps it says why
+    sent += data.size();
+  }
+  co_return state;
+}
+
+percore::task<outcome> send_known(percore::connection& conn, percore::connection& up, std::uint64_t size,
+                                  std::uint64_t& sent) {
+  const percore::copied body = co_await conn.copy_to(up, size);
+  sent = body.bytes;
+  co_return body.bytes == size || body.target_failed ? outcome::done : outcome::more;
+}
+
+// The body of a request, then whatever the client says behind it, which is dropped: one request is served. Comes back
+// when the body is broken or the client is gone, else never: it is the answer's end that ends the exchange.
+percore::task<outcome> send_body(percore::connection& conn, percore::connection& up, const http::request& wanted,
+                                 std::uint64_t& sent) {
+  outcome state = outcome::done;
+  if (wanted.chunked) {
+    state = co_await send_chunks(conn, up, sent);
+  } else if (wanted.body_bytes != 0) {
+    state = co_await send_known(conn, up, wanted.body_bytes, sent);
+  }
+  if (state != outcome::done) co_return state;
+  percore::bytes_view dropped = co_await conn.read();
+  while (dropped) dropped = co_await conn.read();
+  // Without more requests to come, it may still wait for its answer.
+  if (conn.error() != percore::errc::end_of_stream && conn.error() != percore::errc::shutting_down)
+    co_return outcome::more;
+  bool waiting = true;
+  while (waiting) waiting = co_await conn.sleep_for(std::chrono::hours(1));
+  co_return outcome::done;
+}
+
+// The answer, its head written anew.
+percore::task<std::error_code> bring_answer(percore::connection& up, percore::connection& conn,
+                                            std::uint64_t& brought) {
+  constexpr int most_heads = 16;
+  http::reply given;
+  for (int heads = 0; given.status < 200; ++heads) {
+    const percore::bytes_view head = co_await up.read_until("\r\n\r\n", longest_head);
+    if (!head && up.error() != percore::errc::end_of_stream && up.error() != percore::errc::limit_exceeded)
+      co_return up.error();
+    if (heads == most_heads || http::parse(head.text(), given) != outcome::done) {
+      co_return std::make_error_code(std::errc::bad_message);
+    }
+    const bool written = co_await conn.write(given.head);
+    if (!written) co_return conn.error();
+    if (given.status >= 200) brought = given.head.size();
+  }
+  const percore::copied body = co_await up.copy_to(conn);
+  brought += body.bytes;
+  co_return body.error;
+}
+
+// One request and its answer, which may come, and end all, before the request is whole.
+percore::task<> exchange(percore::connection& conn, percore::outgoing& up, const http::request& wanted,
+                         const settings& how, record& what) {
+  conn.set_lifetime_timeout(std::chrono::milliseconds(0));  // it was for the request's head
+  conn.set_idle_timeout(how.idle_timeout);
+  up->set_idle_timeout(how.idle_timeout);
+  auto made = co_await percore::when_any(send_body(conn, *up, wanted, what.relayed.forth),
+                                         bring_answer(*up, conn, what.relayed.back));
+  if (made.index() == 1) {
+    const std::error_code problem = std::get<1>(made);
+    if (!problem) {
+      what.outcome = "done";
+      co_await linger(conn);
+    } else if (what.relayed.back == 0) {
+      co_await refuse(conn, status_for(problem), what);
+      what.outcome += ' ' + problem.message();
+    } else {
+      what.outcome = problem.message();
+      conn.reset();
+    }
+    co_return;
+  }
+  const bool broken = std::get<0>(made) == outcome::wrong;
+  if (up) up->reset();  // half a request must not be taken for a whole one
+  if (broken && what.relayed.back == 0) {
+    co_await refuse(conn, 400, what);
+  } else {
+    what.outcome = broken ? "broken chunks" : "client gone";
+    conn.reset();
+  }
 }
 
 percore::task<> serve_http(percore::connection& conn, const settings& how, record& what) {
@@ -202,10 +321,11 @@ percore::task<> serve_http(percore::connection& conn, const settings& how, recor
   if (wanted.tunnel) {
     if (!co_await conn.write("HTTP/1.1 200 Connection established\r\n\r\n")) co_return;
     co_await pass_on(conn, up, how, what);
-  } else {
-    if (!co_await up->write(wanted.head)) co_return;
-    co_await pass_on(conn, up, how, what, wanted.body_bytes);
+    co_return;
   }
+  what.outcome = "target gone";
+  if (!co_await up->write(wanted.head)) co_return;
+  co_await exchange(conn, up, wanted, how, what);
 }
 
 }  // namespace
