@@ -160,7 +160,8 @@ void blocking_session::close_tls() noexcept {
   if (secure_ == nullptr) return;
   // An alert of a failed handshake or record has been sent where it arose.
   if (!ended_ && !sending_done_ && !job_.reset) {
-    if (write_timeout_ms == 0) write_timeout_ms = config_.close_timeout_ms;  // a peer that takes nothing keeps no helper
+    // A peer that takes nothing keeps no helper.
+    if (write_timeout_ms == 0) write_timeout_ms = config_.close_timeout_ms;
     secure_->close_notify();
     (void)send_records(MSG_MORE);
   }

@@ -10,8 +10,8 @@ namespace percore::engine {
 
 constexpr std::int64_t to_ns(std::uint32_t ms) noexcept { return std::int64_t{ms} * 1'000'000; }
 
-// What a TLS handshake may take at most once a shutdown has begun. Go's http.Server.Shutdown gives connections that have not
-// sent a request yet the same.
+// What a TLS handshake may take at most once a shutdown has begun. Go's http.Server.Shutdown gives connections that have
+// not sent a request yet the same.
 inline constexpr std::uint32_t drain_handshake_ms = 5000;
 
 // What does not fit becomes the nearest that does.

@@ -374,7 +374,7 @@ void core::drop_queued_jobs() noexcept {
   }
 }
 
-// From here on connections end only when helpers come back, and some may never. One that halts again does not make it last
+// From here on connections end only when helpers come back, and some may never. Who halts again does not make it last
 // longer.
 void core::be_patient() noexcept {
   if (jobs_left() && !patience_timer_.linked()) {

@@ -85,8 +85,8 @@ class blocking_connection {
   void set_read_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_write_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_idle_timeout(std::chrono::milliseconds timeout) noexcept;
-  // From then on every read, write and start_tls fails with errc::timed_out, at once, also when it would not have to wait.
-  // A later deadline lets them go on, unless a write was cut off in the midst. time_point::max(): never.
+  // From then on every read, write and start_tls fails with errc::timed_out, at once, also when it need not wait. A later
+  // deadline lets them go on, unless a write was cut off in the midst. time_point::max(): never.
   void set_deadline(std::chrono::steady_clock::time_point when) noexcept;
 
   // --- where and who ---------------------------------------------------------------------------------------

@@ -58,9 +58,10 @@ struct helper_options {
   // Above the floor, a thread that has had nothing to do for so long ends (a quarter of it later at the latest).
   std::chrono::milliseconds idle_lifetime{10'000};
   std::size_t stack_bytes = 1024 * 1024;  // of each thread; plain pages, touched only as needed
-  // How long halt(), or the end of a shutdown's grace, waits for helpers that run something; whoever halts again does not
-  // make it longer. Those that are not back then are reported to on_stuck and left to themselves: the memory of their core
-  // stays until they return, if ever, and what they run must not touch anything that has ended with the server.
+  // How long halt(), or the end of a shutdown's grace, waits for helpers that run something; whoever halts again does
+  // not make it longer. Those that are not back then are reported to on_stuck and left to themselves: the memory of
+  // their core stays until they return, if ever, and what they run must not touch anything that has ended with the
+  // server.
   std::chrono::milliseconds patience{1'000};
   // Called on the core's thread; must not throw. Default: a line on standard error.
   std::function<void(const stuck_helper&)> on_stuck;

@@ -264,7 +264,7 @@ TEST_CASE_FIXTURE(clean_process, "blocking: time limits end what takes too long"
   CHECK(server.total().timeouts >= 1);
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: a deadline that is over fails calls that need not wait, until it is moved") {
+TEST_CASE_FIXTURE(clean_process, "blocking: a deadline that is over fails calls that need not wait, until moved") {
   over_every_wire([](const wire& over) {
     event served;
     test_server server(blocking([&](blocking_connection& conn) {
@@ -514,7 +514,7 @@ TEST_CASE_FIXTURE(clean_process,
   CHECK(state.told);
 }
 
-TEST_CASE_FIXTURE(clean_process, "blocking: who halts again and again does not wait longer for a handler that is stuck") {
+TEST_CASE_FIXTURE(clean_process, "blocking: who halts again and again does not wait longer for a stuck handler") {
   server_options options = one_core();
   options.helpers.patience = milliseconds(300);
   event reported;
@@ -664,7 +664,8 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a client that takes no close_notify 
                        const std::string much(4096, 'x');
                        const auto fill = [&] {
                          bool any = false;
-                         while (::send(conn.fd(), much.data(), much.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) any = true;
+                         constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+                         while (::send(conn.fd(), much.data(), much.size(), flags) > 0) any = true;
                          return any;
                        };
                        // Until the client's kernel takes nothing more, either.
