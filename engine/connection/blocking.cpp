@@ -76,6 +76,8 @@ void slot::blocking_event() noexcept {
     if (!back.taken_back) on.helpers->delivered(on.now_ns);
     back.owner->blocking_is_back();
   };
+  // From here on the helper waits for the socket; what happens there must not wake the core as well.
+  if (registered && core->poller.remove(fd) == 0) registered = false;
   phase = slot_phase::blocking;
   read_deadline_ns = 0;
   unqueue();

@@ -78,9 +78,10 @@ class blocking_session {
 
   // blocking.cpp
   [[nodiscard]] bool alive() noexcept;  // else: fails with why it is not
+  [[nodiscard]] bool in_time() noexcept;  // of the handler's own deadline; else fails
   bool fail(int value) noexcept;        // always false
   bool end(int value) noexcept;         // the same, and for good
-  void begin_read() noexcept;
+  bool begin_read() noexcept;  // false: the handler's own deadline is over
   void make_room(std::size_t bytes);
   bytes_view take(std::size_t bytes) noexcept;
   std::size_t receive(std::span<std::byte> into) noexcept;  // plain or decrypted; 0: failed
@@ -93,6 +94,7 @@ class blocking_session {
 
   // blocking_tls.cpp
   bool handshake(const std::shared_ptr<tls::shared_context>& with) noexcept;
+  void hurry_handshake() noexcept;
   void note_handshake(bool ok) noexcept;
   bool send_records(int flags) noexcept;
   std::size_t receive_records() noexcept;  // 0: failed
@@ -114,6 +116,7 @@ class blocking_session {
   std::size_t target_done_ = 0;
   std::int64_t read_limit_ns_ = 0;       // of the operation that runs
   std::int64_t handshake_limit_ns_ = 0;  // 0: none runs
+  bool handshake_hurries_ = false;       // the one that runs has heard of a drain
   bool in_message_ = false;  // the operation that runs has something of a message: a drain lets it finish
   bool end_seen_ = false;
   bool ended_ = false;

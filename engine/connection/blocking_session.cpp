@@ -63,6 +63,12 @@ bool blocking_session::alive() noexcept {
   return !ended_ || fail(end_reason_);
 }
 
+bool blocking_session::in_time() noexcept {
+  if (deadline_ns == never || sys::monotonic_ns() < deadline_ns) return true;
+  ++job_.timeouts;
+  return fail(static_cast<int>(errc::timed_out));
+}
+
 void blocking_session::io_failed(int result) noexcept {
   if (!alive()) return;  // it was the core that has shut the socket down
   job_.reset = true;  // bytes that were accepted may be lost: the peer must not take the end for a clean one
@@ -87,10 +93,12 @@ bool blocking_session::wait(direction which, std::int64_t limit_ns) noexcept {
   const bool in = which == direction::in;
   std::array<pollfd, 2> entries{pollfd{fd_, static_cast<short>(in ? POLLIN : POLLOUT), 0},
                                 pollfd{core_.drain_fd, POLLIN, 0}};
-  const nfds_t count = in && !in_message_ && handshake_limit_ns_ == 0 ? 2 : 1;
+  const bool shakes_hands = handshake_limit_ns_ != 0;
   const std::int64_t idle_limit = after(idle_timeout_ms);
   for (;;) {
-    const std::int64_t limit = std::min({limit_ns, idle_limit, deadline_ns});
+    const bool minds_drain = shakes_hands ? !handshake_hurries_ : in && !in_message_;
+    const nfds_t count = minds_drain ? 2 : 1;
+    const std::int64_t limit = std::min({shakes_hands ? handshake_limit_ns_ : limit_ns, idle_limit, deadline_ns});
     int timeout_ms = -1;
     if (limit != never) {
       const std::int64_t left = limit - sys::monotonic_ns();
@@ -106,6 +114,10 @@ bool blocking_session::wait(direction which, std::int64_t limit_ns) noexcept {
       timeout_ms = static_cast<int>(std::min<std::int64_t>((left + 999'999) / 1'000'000, 1'000'000));
     }
     const int ready = sys::poll(entries.data(), count, timeout_ms);
+    if (ready > 0 && shakes_hands && entries[0].revents == 0) {
+      hurry_handshake();
+      continue;
+    }
     if (ready > 0) return true;
     if (ready < 0 && ready != -EINTR && ready != -ENOMEM) return end(ready);
   }
@@ -131,7 +143,7 @@ std::size_t blocking_session::receive_wire(std::span<std::byte> into) noexcept {
         (void)fail(static_cast<int>(errc::shutting_down));
         return 0;
       }
-      if (!wait(direction::in, handshake_limit_ns_ != 0 ? handshake_limit_ns_ : read_limit_ns_)) return 0;
+      if (!wait(direction::in, read_limit_ns_)) return 0;
     } else if (received != -EINTR) {
       io_failed(static_cast<int>(received));
       return 0;
@@ -181,8 +193,7 @@ bool blocking_session::send_pieces(std::span<const bytes_view> pieces, int flags
         done = 0;
       }
     } else if (sent == -EAGAIN) {
-      const std::int64_t limit = handshake_limit_ns_ != 0 ? handshake_limit_ns_ : after(write_timeout_ms);
-      if (!wait(direction::out, limit)) return false;
+      if (!wait(direction::out, after(write_timeout_ms))) return false;
     } else if (sent != -EINTR) {
       io_failed(static_cast<int>(sent));
       return false;
@@ -192,7 +203,7 @@ bool blocking_session::send_pieces(std::span<const bytes_view> pieces, int flags
 
 // Reading ---------------------------------------------------------------------------------------------------
 
-void blocking_session::begin_read() noexcept {
+bool blocking_session::begin_read() noexcept {
   view_ = 0;
   target_done_ = 0;
   read_limit_ns_ = after(read_timeout_ms);
@@ -201,10 +212,11 @@ void blocking_session::begin_read() noexcept {
     fin_pending_ = false;
     (void)sys::shutdown(fd_, SHUT_WR);
   }
+  return in_time();
 }
 
 std::size_t blocking_session::receive(std::span<std::byte> into) noexcept {
-  if (!alive()) return 0;
+  if (!alive() || !in_time()) return 0;
   if (end_seen_) {
     const bool truncated = secure_ != nullptr && !secure_->close_received();
     (void)fail(static_cast<int>(truncated ? errc::truncated : errc::end_of_stream));
@@ -224,7 +236,7 @@ void blocking_session::make_room(std::size_t bytes) {
 }
 
 bytes_view blocking_session::read() {
-  begin_read();
+  if (!begin_read()) return {};
   if (begin_ == end_) {
     begin_ = end_ = 0;
     make_room(core_.buffers.buffer_bytes());
@@ -240,8 +252,7 @@ bytes_view blocking_session::take(std::size_t bytes) noexcept {
 }
 
 std::size_t blocking_session::read_into(std::span<std::byte> target) {
-  begin_read();
-  if (target.empty()) return 0;
+  if (!begin_read() || target.empty()) return 0;
   if (begin_ == end_) return receive(target);
   const std::size_t taken = std::min(target.size(), buffered());
   std::memcpy(target.data(), buffer_ + begin_, taken);
@@ -250,7 +261,7 @@ std::size_t blocking_session::read_into(std::span<std::byte> target) {
 }
 
 bool blocking_session::read_full(std::span<std::byte> target) {
-  begin_read();
+  if (!begin_read()) return false;
   while (target_done_ < target.size()) {
     const auto rest = target.subspan(target_done_);
     std::size_t got = std::min(rest.size(), buffered());
@@ -268,7 +279,7 @@ bool blocking_session::read_full(std::span<std::byte> target) {
 
 bytes_view blocking_session::read_until(std::string_view delimiter, std::size_t limit) {
   PERCORE_ASSERT(!delimiter.empty() && delimiter.size() <= 255, "read_until: a delimiter has 1 to 255 bytes");
-  begin_read();
+  if (!begin_read()) return {};
   limit = std::min<std::size_t>(limit, core_.buffers.buffer_bytes());
   std::size_t searched = 0;
   for (;;) {
@@ -305,7 +316,7 @@ void blocking_session::unread(std::size_t count) {
 // Writing ---------------------------------------------------------------------------------------------------
 
 bool blocking_session::write(std::span<const bytes_view> pieces, bool last) {
-  if (!alive()) return false;
+  if (!alive() || !in_time()) return false;
   if (sending_done_) return fail(static_cast<int>(errc::closed));
   const bool ok =
       secure_ != nullptr ? write_encrypted(pieces, last) : send_pieces(pieces, last ? MSG_MORE : 0);
@@ -325,6 +336,8 @@ void blocking_session::shutdown_write() {
 
 void blocking_session::reset() noexcept {
   job_.reset = true;
+  // The peer hears of it now, not when the handler returns. What refuses it (unix sockets) is reset at the end.
+  (void)sys::disconnect(fd_);
   (void)end(static_cast<int>(errc::closed));
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/connection/blocking.hpp"
+#include "engine/connection/milliseconds.hpp"
 
 namespace percore::engine {
 
@@ -19,6 +20,8 @@ bool blocking_session::handshake(const std::shared_ptr<tls::shared_context>& wit
     return end(static_cast<int>(errc::no_memory));
   }
   handshake_limit_ns_ = after(config_.handshake_timeout_ms);
+  handshake_hurries_ = false;
+  if (core_.stop_requested->load(std::memory_order_acquire)) hurry_handshake();
   bool done = false;
   while (!done && !secure_->has_failed()) {
     if (secure_->awaits_input() && receive_records() == 0) {
@@ -37,6 +40,12 @@ bool blocking_session::handshake(const std::shared_ptr<tls::shared_context>& wit
   handshake_limit_ns_ = 0;
   note_handshake(done);
   return done;
+}
+
+// A drain has begun: it does not wait for a whole handshake timeout.
+void blocking_session::hurry_handshake() noexcept {
+  handshake_hurries_ = true;
+  handshake_limit_ns_ = std::min(handshake_limit_ns_, after(drain_handshake_ms));
 }
 
 void blocking_session::note_handshake(bool ok) noexcept {
@@ -58,8 +67,7 @@ void blocking_session::note_handshake(bool ok) noexcept {
 
 bool blocking_session::start_tls(const tls_context& context, buffered_plaintext policy) {
   PERCORE_ASSERT(secure_ == nullptr, "start_tls on a connection that is encrypted already");
-  begin_read();
-  if (!alive()) return false;
+  if (!begin_read() || !alive()) return false;
   if (sending_done_) return fail(static_cast<int>(errc::closed));
   if (buffered() != 0 && policy == buffered_plaintext::refuse) {
     return fail(static_cast<int>(errc::plaintext_injected));
@@ -158,6 +166,8 @@ void blocking_session::close_tls() noexcept {
   if (secure_ == nullptr) return;
   // An alert of a failed handshake or record has been sent where it arose.
   if (!ended_ && !sending_done_ && !job_.reset) {
+    // A peer that takes nothing keeps no helper.
+    if (write_timeout_ms == 0) write_timeout_ms = config_.close_timeout_ms;
     secure_->close_notify();
     (void)send_records(MSG_MORE);
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <coroutine>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -149,6 +150,9 @@ struct core_resources {
     }
     ++steps;
   }
+
+  // Goes on with a coroutine that no connection's handler waits for, between two steps of those.
+  void resume_lone(std::coroutine_handle<> handle);
 
   // An untimed slice has ended, or some have and the turn does.
   void count_slice() noexcept {

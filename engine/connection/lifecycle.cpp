@@ -32,6 +32,14 @@ constinit thread_local core_resources* core_of_thread = nullptr;
 
 void resume_without_connection(std::coroutine_handle<> handle) { resume_chain(handle); }
 
+void core_resources::resume_lone(std::coroutine_handle<> handle) {
+  running = nullptr;
+  const bool within = steps.get() % 2 != 0;  // of a posted function
+  if (!within) ++steps;
+  resume_chain(handle);
+  if (!within) ++steps;
+}
+
 slot::slot(core_resources& owner, std::uint32_t number) noexcept : core(&owner), index(number) {
   deadline_timer.owner = this;
   deadline_timer.fire = [](detail::timer_node& node) { static_cast<slot_timer&>(node).owner->on_deadline(); };

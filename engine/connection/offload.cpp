@@ -120,8 +120,7 @@ void detail::offload_piece::go_on(core_resources& core) noexcept {
   }
   place_ = place::nowhere;
   if (waits_ == nullptr) {
-    core.running = nullptr;
-    engine::resume_without_connection(waiter_);
+    core.resume_lone(waiter_);
     return;
   }
   waits_->piece_is_back(waiter_);

@@ -26,8 +26,7 @@ struct host_ref {
     if (alive()) {
       where->resume(handle);
     } else {
-      core.running = nullptr;
-      resume_without_connection(handle);
+      core.resume_lone(handle);
     }
   }
   friend bool operator==(const host_ref&, const host_ref&) noexcept = default;

@@ -454,7 +454,7 @@ static_assert(sizeof(slot) == 448);
 // The handler of a connection whose listener expects a PROXY header: takes it, and then serves.
 task<> serve_proxied(connection& conn, const listener_config& how);
 
-// Goes on with a coroutine that no connection's handler waits for.
+// Goes on with a coroutine, and those that follow it, without a word to the core: see core_resources::resume_lone.
 void resume_without_connection(std::coroutine_handle<> handle);
 
 }  // namespace percore::engine

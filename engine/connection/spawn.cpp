@@ -20,8 +20,7 @@ struct spawned {
   struct promise_type : detail::ready_node, engine::spawned_link {
     promise_type() noexcept {
       run = [](detail::ready_node& node) {
-        engine::core_of_thread->running = nullptr;
-        engine::resume_without_connection(
+        engine::core_of_thread->resume_lone(
             std::coroutine_handle<promise_type>::from_promise(static_cast<promise_type&>(node)));
       };
       destroy = [](engine::spawned_link& self) noexcept {

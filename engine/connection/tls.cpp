@@ -10,14 +10,6 @@
 
 namespace percore::engine {
 
-namespace {
-
-// What a handshake may take at most once a shutdown has begun. Go's http.Server.Shutdown gives connections that have not
-// sent a request yet the same.
-constexpr std::uint32_t drain_handshake_ms = 5000;
-
-}  // namespace
-
 // The session -----------------------------------------------------------------------------------------------
 
 bool slot::open_session(const std::shared_ptr<tls::shared_context>& shared) noexcept {

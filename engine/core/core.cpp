@@ -374,10 +374,10 @@ void core::drop_queued_jobs() noexcept {
   }
 }
 
-// From here on connections end only when helpers come back, and some may never.
+// From here on connections end only when helpers come back, and some may never. Who halts again does not make it last
+// longer.
 void core::be_patient() noexcept {
-  patience_timer_.unlink();
-  if (jobs_left()) {
+  if (jobs_left() && !patience_timer_.linked()) {
     resources_.timers.insert(patience_timer_,
                              loop::timer_wheel::tick_from(sys::monotonic_ns() + settings_.helper_patience_ns));
   }

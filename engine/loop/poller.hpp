@@ -11,8 +11,8 @@ namespace percore::loop {
 
 // The driver of one core: readiness from epoll(7). Owned and used by the core's thread.
 //
-// Connections are added once, edge-triggered for everything that can happen to them, and never modified or removed:
-// closing the descriptor removes them. Listeners are level-triggered.
+// Connections are added once, edge-triggered for everything that can happen to them, and never modified: closing the
+// descriptor removes them, or going to a blocking handler. Listeners are level-triggered.
 class poller {
  public:
   static constexpr std::size_t batch = 512;

@@ -62,7 +62,8 @@ class blocking_connection {
   // The last write: the FIN travels with it. Later writes fail with errc::closed.
   bool write_last(bytes_view data);
   void shutdown_write();
-  // Ends the connection with a RST: nothing is read or written any more.
+  // Ends the connection with a RST, at once (of a unix socket when the handler returns): nothing is read or written any
+  // more, and local_address() may be unknown from then on.
   void reset() noexcept;
 
   [[nodiscard]] std::error_code error() const noexcept;
@@ -78,11 +79,14 @@ class blocking_connection {
   [[nodiscard]] ssl_st* native_tls() const noexcept;
 
   // --- time ------------------------------------------------------------------------------------------------
+  // After the handler what TLS has to say (close_notify) has the write timeout or, without one,
+  // listen_options::close_timeout.
   // 0 is none. What each one means is documented at listen_options; resolution 1 ms.
   void set_read_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_write_timeout(std::chrono::milliseconds timeout) noexcept;
   void set_idle_timeout(std::chrono::milliseconds timeout) noexcept;
-  // From then on every call fails with errc::timed_out, at once. time_point::max(): never.
+  // From then on every read, write and start_tls fails with errc::timed_out, at once, also when it need not wait. A later
+  // deadline lets them go on, unless a write was cut off in the midst. time_point::max(): never.
   void set_deadline(std::chrono::steady_clock::time_point when) noexcept;
 
   // --- where and who ---------------------------------------------------------------------------------------

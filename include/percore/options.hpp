@@ -58,16 +58,17 @@ struct helper_options {
   // Above the floor, a thread that has had nothing to do for so long ends (a quarter of it later at the latest).
   std::chrono::milliseconds idle_lifetime{10'000};
   std::size_t stack_bytes = 1024 * 1024;  // of each thread; plain pages, touched only as needed
-  // How long halt(), or the end of a shutdown's grace, waits for helpers that run something. Those that are not back
-  // then are reported to on_stuck and left to themselves: the memory of their core stays until they return, if ever,
-  // and what they run must not touch anything that has ended with the server.
+  // How long halt(), or the end of a shutdown's grace, waits for helpers that run something; whoever halts again does
+  // not make it longer. Those that are not back then are reported to on_stuck and left to themselves: the memory of
+  // their core stays until they return, if ever, and what they run must not touch anything that has ended with the
+  // server.
   std::chrono::milliseconds patience{1'000};
   // Called on the core's thread; must not throw. Default: a line on standard error.
   std::function<void(const stuck_helper&)> on_stuck;
 };
 
 // Something that has kept a core from everything else: a step of a handler (from where it goes on to where it waits
-// again), or a posted function.
+// again), a posted function, or a step of a coroutine that no connection's handler waits for.
 struct stall {
   std::size_t core = 0;
   bool in_handler = false;  // else listener, connection and peer say nothing
@@ -104,7 +105,9 @@ struct takeover_options {
   // 1 ms to 1 h; it may take half as long again until it is noticed.
   std::chrono::milliseconds after{5};
   // Of each core, besides the one that runs it: those that stand by, and those that are kept. 1 to 1024. When all are
-  // kept, the core waits. One is started with the core, others as needed.
+  // kept, the core waits. One is started with the core, others as needed: a thread whenever the core is taken over and
+  // nobody else stands by. One that the kernel refuses is not tried again before that, so a core whose first one is
+  // refused is never taken over.
   unsigned most_threads = 16;
 };
 
@@ -189,7 +192,10 @@ struct server_options {
 //   close, reset, shutdown_write, what try_write has accepted) is done when the slice ends, so error(), fd() and
 //   unsent_bytes() do not know of it before. conn.offload(f) and percore::offload(f) call f at once: a helper is there already.
 // - now() reads the clock on a helper.
-// - A function posted to the connection waits for the end of a slice, as does a timeout that runs out meanwhile.
+// - A function posted to the connection waits for the end of a slice, as does a timeout that runs out meanwhile. At
+//   most 4096 functions wait so for one connection; more are dropped, and reported as exceptions of theirs.
+// - When a grace ends, the coroutines of a connection hear of it one after the other. If one of them is away then, those
+//   behind it do not: their frames are destroyed where they wait.
 // - At most 32 coroutines of one connection may wait at a time, or else the program ends with a message.
 // - What a slice has read stays in one of the core's read buffers until the slice has run: a slow listener with many
 //   slices in the queue needs server_options::read_buffers_per_core for them and for others.

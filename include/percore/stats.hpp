@@ -31,7 +31,7 @@ struct helper_stats {
   std::uint64_t spawned = 0;      // threads started
   std::uint64_t retired = 0;      // ... and ended again because they were idle
   std::uint64_t refused = 0;      // threads that the kernel refused to start
-  std::uint64_t queued = 0;       // jobs in the queue now
+  std::uint64_t queued = 0;       // jobs in the queue now, and places of those taken back that no helper has passed yet
   std::uint64_t most_queued = 0;  // high-water mark of it
   std::uint64_t submitted = 0;    // jobs given to the helpers
   std::uint64_t full = 0;         // jobs that found the queue full, whether they then waited or were refused

@@ -57,6 +57,20 @@ class Pace(unittest.TestCase):
         self.assertGreater(found["latency_us"]["90"], 1e6)
         self.assertGreater(found["latency_us"]["50"], 5e5)
 
+    def test_it_asks_for_the_target(self):
+        """Only requests for /slow wait: 100 ms each."""
+        with programs.Server("percore-http", "--listen", "127.0.0.1:0", "--sleep-ms", "100", "--sleep-target",
+                             "/slow") as server:
+            requests = ["--rate", "20", "--duration", "0.5", "--warm-up", "0"]
+            slow = pace(server, *requests, "--target", "/slow")
+            self.assertEqual((slow["requests"], slow["errors"], slow["unanswered"]), (10, 0, 0))
+            # Its histogram's steps are a few percent wide.
+            self.assertGreater(min(slow["latency_us"].values()), 95e3)
+            target = "/" + "x" * 3000  # unlike "/", which pace asks for without the option
+            for other in (["--target", "/"], [], ["--target", target]):
+                found = pace(server, *requests, *other)
+                self.assertEqual((found["requests"], found["errors"], found["unanswered"]), (10, 0, 0))
+
     def test_answers_that_are_none_are_errors(self):
         with programs.Server("percore-http", "--listen", "127.0.0.1:0", "--tls") as server:  # it wants TLS
             found = pace(server, "--rate", "50", "--duration", "0.5", "--warm-up", "0")
@@ -79,7 +93,9 @@ class Pace(unittest.TestCase):
         for arguments in ([], ["--address", "127.0.0.1:1"], ["--address", "localhost:1", "--rate", "1"],
                           ["--address", "127.0.0.1:1", "--rate", "0"], ["--address", "127.0.0.1:1", "--rate", "nan"],
                           ["--address", "127.0.0.1:1", "--rate", "1", "--idle", "1"], ["--no-such"], ["stray"],
-                          ["--address", "127.0.0.1:1", "--rate", "1", "--threads", "101"]):
+                          ["--address", "127.0.0.1:1", "--rate", "1", "--threads", "101"],
+                          ["--address", "127.0.0.1:1", "--rate", "1", "--target", "no-path"],
+                          ["--address", "127.0.0.1:1", "--rate", "1", "--target", "/two words"]):
             with self.subTest(arguments=arguments):
                 status, _, errors = programs.run("pace", *arguments)
                 self.assertEqual(status, 2)
@@ -113,6 +129,41 @@ class Stepcount(unittest.TestCase):
     def test_bad_usage(self):
         for arguments in ([], ["1", "2"], ["x", "1", "1"], ["1", "1", "1", "open"]):
             self.assertEqual(programs.run("stepcount", *arguments)[0], 2)
+
+
+class Innocents(unittest.TestCase):
+    WAYS = ["no blockers", "inline", "when_slow", "takeover", "both"]
+
+    def run_it(self, *arguments):
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        return subprocess.run([ROOT / "scripts/innocents", "--bin", programs.binary("."), "--server-cpus", cpus, "--load-cpus",
+                               cpus, *arguments], capture_output=True, text=True, timeout=100)
+
+    def test_a_short_run_of_every_way(self):
+        with tempfile.TemporaryDirectory() as root:
+            kept = pathlib.Path(root, "innocents.json")
+            done = self.run_it("--rounds", "1", "--duration", "0.5", "--rate", "200", "--connections", "5", "--json", kept)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            results = json.loads(kept.read_text())
+        self.assertEqual(list(results), self.WAYS)
+        for rounds in results.values():
+            self.assertEqual(len(rounds), 1)
+            self.assertLessEqual(abs(rounds[0]["requests"] - 100), 2)
+            self.assertEqual((rounds[0]["errors"], rounds[0]["unanswered"]), (0, 0))
+        head, *rows = done.stdout.splitlines()
+        self.assertRegex(head, r"p50 +p90 +p99 +p99\.9")
+        self.assertEqual([row[:12].strip() for row in rows], self.WAYS)
+        for row in rows:
+            self.assertRegex(row[12:], r"^( +\d+){4} +\d+\.\d\d +\d+$")
+        self.assertIn(" 1.00 ", rows[0])
+
+    def test_what_goes_wrong_is_said(self):
+        done = self.run_it("--ways", "inline,sideways")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("unknown ways: sideways", done.stderr)
+        done = self.run_it("--rounds", "1", "--ways", "inline", "--", "--no-such-option")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("percore-http does not serve", done.stderr)
 
 
 class HostCheck(unittest.TestCase):

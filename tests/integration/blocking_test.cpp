@@ -264,6 +264,53 @@ TEST_CASE_FIXTURE(clean_process, "blocking: time limits end what takes too long"
   CHECK(server.total().timeouts >= 1);
 }
 
+TEST_CASE_FIXTURE(clean_process, "blocking: a deadline that is over fails calls that need not wait, until moved") {
+  over_every_wire([](const wire& over) {
+    event served;
+    test_server server(blocking([&](blocking_connection& conn) {
+                         using clock = std::chrono::steady_clock;
+                         CHECK(conn.read_until("|", 100));
+                         const std::size_t buffered = conn.buffered_bytes();
+                         CHECK(buffered != 0);
+                         conn.set_deadline(clock::now());
+                         std::array<std::byte, 2> two{};
+                         CHECK_FALSE(conn.read());
+                         CHECK(conn.error() == errc::timed_out);
+                         CHECK_FALSE(conn.read_until("|", 100));
+                         CHECK(conn.read(std::span<std::byte>(two)) == 0);
+                         CHECK_FALSE(conn.read_full(two));
+                         CHECK_FALSE(conn.write("never"));
+                         CHECK(conn.error() == errc::timed_out);
+                         CHECK(conn.buffered_bytes() == buffered);
+                         conn.set_deadline(clock::time_point::max());
+                         CHECK(conn.read_until("|", 100).text() == "second|");
+                         CHECK(conn.write("answer"));
+                         served.set();
+                       }),
+                       one_core(), over.listening());
+    any_client peer = over.connect(server);
+    peer.send_all("first|second|");
+    CHECK(all_of(peer) == "answer");
+    served.wait();
+    CHECK(eventually([&] { return server.total().timeouts == 5; }));
+  });
+}
+
+TEST_CASE_FIXTURE(clean_process, "blocking: what a served connection receives does not wake its core") {
+  test_server server(blocking(blocking_echo));
+  client peer = server.connect();
+  CHECK(eventually([&] { return server.total().active == 1; }));
+  CHECK(still_serves(server));  // in a later turn: the first one is registered with epoll
+  peer.send_all("x");
+  CHECK(peer.recv_exactly(1) == "x");
+  const std::uint64_t before = server.total().wakeups;
+  for (int i = 0; i < 300; ++i) {
+    peer.send_all("x");
+    CHECK(peer.recv_exactly(1) == "x");
+  }
+  CHECK(server.total().wakeups - before < 100);
+}
+
 TEST_CASE_FIXTURE(clean_process,
                   "blocking: a client that never speaks runs into the read timeout, on the core") {
   listen_options listening;
@@ -289,10 +336,12 @@ TEST_CASE_FIXTURE(clean_process,
 // --------------------------------------------------------------------------------------------------------
 
 TEST_CASE_FIXTURE(clean_process, "blocking: reset, and the peer's reset") {
-  SUBCASE("ours") {
+  SUBCASE("ours, while the handler goes on") {
+    event ended;
     test_server server(blocking(
-        [](blocking_connection& conn) {
+        [&](blocking_connection& conn) {
           conn.reset();
+          ended.wait();
           CHECK_FALSE(conn.read());
           CHECK_FALSE(conn.write("x"));
           CHECK(conn.error() == errc::closed);
@@ -300,6 +349,7 @@ TEST_CASE_FIXTURE(clean_process, "blocking: reset, and the peer's reset") {
         handler_start::accepted));
     client peer = server.connect();
     CHECK(peer.wait_for_end() == ending::reset);
+    ended.set();
   }
   SUBCASE("the peer's") {
     channel<std::error_code> errors;
@@ -464,6 +514,34 @@ TEST_CASE_FIXTURE(clean_process,
   CHECK(state.told);
 }
 
+TEST_CASE_FIXTURE(clean_process, "blocking: who halts again and again does not wait longer for a stuck handler") {
+  server_options options = one_core();
+  options.helpers.patience = milliseconds(300);
+  event reported;
+  event inside;
+  static auto& go = *new event;
+  const std::size_t threads = running_threads();
+  options.helpers.on_stuck = [&](const stuck_helper&) { reported.set(); };
+  {
+    test_server server(blocking(
+                           [&](blocking_connection&) {
+                             inside.set();
+                             go.wait();
+                           },
+                           handler_start::accepted),
+                       options);
+    client peer = server.connect();
+    inside.wait();
+    // On a core's thread halt() only begins.
+    const auto halt = [&] { server->halt(); };
+    CHECK(eventually([&] { return server->post(0, halt) == post_result::stopped; }));
+    reported.wait();
+    server->wait();
+  }
+  go.set();
+  CHECK(eventually([&] { return running_threads() <= threads; }));
+}
+
 TEST_CASE_FIXTURE(clean_process, "blocking: a full queue makes connections wait, or resets them, as chosen") {
   server_options options = one_core();
   options.helpers.most_per_core = 1;
@@ -558,6 +636,16 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a handshake that is none, or never e
     CHECK(causes.take() == tls_failure::timed_out);
     (void)peer.wait_for_end();
   }
+  SUBCASE("half a record, without a limit of its own, in a shutdown") {
+    listening.handshake_timeout = milliseconds(0);
+    test_server server(blocking(blocking_echo), options, listening);
+    client peer = server.connect();
+    peer.send_all("\x16\x03\x01");
+    CHECK(eventually([&] { return server.total().bytes_received == 3; }));
+    server->begin_shutdown();
+    CHECK(causes.take() == tls_failure::timed_out);  // server::shutdown says when
+    (void)peer.wait_for_end();
+  }
   SUBCASE("a client that goes away") {
     test_server server(blocking(blocking_echo), options, listening);
     {
@@ -566,6 +654,31 @@ TEST_CASE_FIXTURE(clean_process, "blocking: a handshake that is none, or never e
     }
     CHECK(causes.take() == tls_failure::peer_gone);
   }
+}
+
+TEST_CASE_FIXTURE(clean_process, "blocking: a client that takes no close_notify keeps no helper") {
+  listen_options listening = over_tls(server_tls(), small_send_buffer());
+  listening.close_timeout = milliseconds(50);
+  test_server server(blocking([](blocking_connection& conn) {
+                       CHECK(conn.read().text() == "x");
+                       const std::string much(4096, 'x');
+                       const auto fill = [&] {
+                         bool any = false;
+                         constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+                         while (::send(conn.fd(), much.data(), much.size(), flags) > 0) any = true;
+                         return any;
+                       };
+                       // Until the client's kernel takes nothing more, either.
+                       while (fill()) std::this_thread::sleep_for(milliseconds(50));
+                     }),
+                     one_core(), listening);
+  client::options small;
+  small.receive_buffer_bytes = 4096;
+  tls_client peer(server.where(), tls_profile(), {}, small);
+  peer.handshake();
+  peer.send_all("x");
+  CHECK(eventually([&] { return server.total().active == 0; }));
+  CHECK(server.total().timeouts == 1);
 }
 
 TEST_CASE_FIXTURE(clean_process, "blocking: sessions are resumed whichever helper serves them") {

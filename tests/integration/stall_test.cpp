@@ -71,6 +71,35 @@ TEST_CASE_FIXTURE(clean_process, "stalls: a posted function counts, and reports 
   server->halt();
 }
 
+lone_coroutine lone_stall(event& go) {
+  const auto nothing = [] {};
+  const auto done = co_await offload(nothing);
+  if (done) go.wait();
+}
+
+task<> spawned_stall(event& go) {
+  go.wait();
+  co_return;
+}
+
+TEST_CASE_FIXTURE(clean_process, "stalls: a coroutine of nobody's counts") {
+  channel<stall> reports;
+  event go;
+  test_server server(echo, watching(reports));
+  SUBCASE("that comes back from a helper") {
+    CHECK(server->post(0, [&] { lone_stall(go); }) == post_result::posted);
+  }
+  SUBCASE("that was spawned") {
+    CHECK(server->post(0, [&] { spawn(spawned_stall(go)); }) == post_result::posted);
+  }
+  const stall report = reports.take();
+  CHECK_FALSE(report.in_handler);
+  CHECK(report.frames.size() > 2);
+  go.set();
+  CHECK(still_serves(server));
+  CHECK(server.total().stalls == 1);
+}
+
 TEST_CASE_FIXTURE(clean_process, "stalls: a core that sleeps or works in many small steps does not stall") {
   channel<stall> reports;
   test_server server(echo, watching(reports, milliseconds(200)));
