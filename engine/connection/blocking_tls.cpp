@@ -102,6 +102,12 @@ std::size_t blocking_session::receive_decrypted(std::span<std::byte> into) noexc
         (void)end(static_cast<int>(errc::tls_failed));
         return 0;
       }
+      // A peer can send records without a byte for the handler (key updates) so fast that this never waits.
+      if (received && sys::monotonic_ns() >= std::min(read_limit_ns_, deadline_ns)) {
+        ++job_.timeouts;
+        (void)fail(static_cast<int>(errc::timed_out));
+        return 0;
+      }
     }
     if (receive_records() == 0) {
       if (end_seen_) {

@@ -79,6 +79,7 @@ int io::read_callback(BIO* bio, char* target, std::size_t capacity, std::size_t*
   const auto taken = std::min<std::size_t>(capacity, static_cast<std::size_t>(self.end_ - self.next_));
   *done = taken;
   if (taken == 0) {
+    self.starved_ = true;
     BIO_set_retry_read(bio);
     return 0;
   }

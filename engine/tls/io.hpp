@@ -76,6 +76,7 @@ class io {
   const std::byte* next_ = nullptr;
   const std::byte* end_ = nullptr;
   session* user_ = nullptr;
+  bool starved_ = false;  // the session has asked for more than there is, since it last set this to false
   std::vector<std::byte> output_;
   std::vector<kernel_message> kernel_messages_;
   std::uint8_t message_type_ = 0;  // of the next write, when the kernel is to encrypt it

@@ -100,17 +100,17 @@ status session::judge(int result) noexcept {
 }
 
 // The same for a read. Handlers may have left errors of their own on this thread, for which SSL_get_error looks first;
-// to look for them before each read costs 1 % of a request. So the session itself is asked, and of the errors the latest
-// is its own.
+// to look for them before each read costs 1 % of a request. What SSL_want says is no answer either: it is of an earlier
+// call when there was no memory to read into, and "read" after any failure in the midst of a handshake message.
+// So the io says whether input was missing, the session whether it has failed, and of the errors the latest is its own.
 status session::judge_read() noexcept {
-  if (SSL_want_read(ssl_.get())) return failed_ ? status::failed : status::want_input;
-  const unsigned long error = ERR_peek_last_error();
-  const bool ended = (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN) != 0;  // by close_notify, or an alert
-  if (ended && (SSL_in_init(ssl_.get()) == 0 || error == 0)) {  // failures put a session back to the beginning
+  if (io_.starved_) return failed_ ? status::failed : status::want_input;
+  const bool ended = (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN) != 0;  // by close_notify, or a fatal alert
+  if (ended && std::strcmp(SSL_state_string(ssl_.get()), "SSLERR") != 0) {
     close_received_ = true;
     return status::closed;
   }
-  fail_as_queued(error);
+  fail_as_queued(ERR_peek_last_error());
   return status::failed;
 }
 
@@ -195,6 +195,7 @@ status session::read(std::span<std::byte> target, std::size_t& done) noexcept {
   io_.use(*this);
   while (done < target.size()) {
     std::size_t got = 0;
+    io_.starved_ = false;
     const int result = SSL_read_ex(ssl_.get(), target.data() + done, target.size() - done, &got);
     if (kernel_sends_ && SSL_get_key_update_type(ssl_.get()) != SSL_KEY_UPDATE_NONE) {
       fail(tls_failure::internal, no_new_keys);
@@ -221,8 +222,11 @@ bool session::write(std::span<const std::byte> data, std::int64_t now_ns) noexce
     const std::size_t record = burst_ < small_records_bytes ? small_record : large_record;
     const std::size_t size = std::min(data.size(), record);
     std::size_t written = 0;
+    io_.starved_ = false;
     if (SSL_write_ex(ssl_.get(), data.data(), size, &written) != 1) {
-      fail_as_queued(ERR_peek_last_error());
+      // OpenSSL writes nothing between two parts of a message of the handshake (RFC 8446 5.1 allows to cut them).
+      if (io_.starved_) fail(tls_failure::protocol, "the peer has sent a part of a handshake message only");
+      fail_as_queued(SSL_want_write(ssl_.get()) ? 0 : ERR_peek_last_error());  // the BIO leaves no error
       return false;
     }
     burst_ += written;

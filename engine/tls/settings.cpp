@@ -4,10 +4,12 @@
 #include <cerrno>
 #include <cstdio>
 #include <fstream>
+#include <memory>
 #include <system_error>
 
 #include <openssl/crypto.h>
 #include <openssl/err.h>
+#include <openssl/ocsp.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
 
@@ -137,6 +139,45 @@ void check_dates(const tls_options& options, X509* certificate, const std::strin
   }
 }
 
+struct free_ocsp {
+  void operator()(OCSP_RESPONSE* response) const noexcept { OCSP_RESPONSE_free(response); }
+  void operator()(OCSP_BASICRESP* response) const noexcept { OCSP_BASICRESP_free(response); }
+};
+
+bool is_about(OCSP_SINGLERESP* single, const X509* certificate) {
+  ASN1_INTEGER* serial = nullptr;
+  auto* id = const_cast<OCSP_CERTID*>(OCSP_SINGLERESP_get0_id(single));
+  return OCSP_id_get0_info(nullptr, nullptr, nullptr, &serial, id) == 1 &&
+         ASN1_INTEGER_cmp(serial, X509_get0_serialNumber(certificate)) == 0;
+}
+
+// A client that cannot use a response may refuse the connection for it.
+void check_ocsp_response(const tls_options& options, const std::string& response, const std::string& name,
+                         const X509* certificate) {
+  const auto* from = reinterpret_cast<const unsigned char*>(response.data());
+  const auto* const end = from + response.size();
+  const std::unique_ptr<OCSP_RESPONSE, free_ocsp> whole(
+      d2i_OCSP_RESPONSE(nullptr, &from, static_cast<long>(response.size())));
+  ERR_clear_error();
+  if (whole == nullptr || from != end) throw tls_error(name + ": is no OCSP response in DER");
+  if (const int status = OCSP_response_status(whole.get()); status != OCSP_RESPONSE_STATUS_SUCCESSFUL) {
+    throw tls_error(name + ": says '" + OCSP_response_status_str(status) + "' and no certificate's status");
+  }
+  const std::unique_ptr<OCSP_BASICRESP, free_ocsp> basic(OCSP_response_get1_basic(whole.get()));
+  ERR_clear_error();
+  OCSP_SINGLERESP* found = nullptr;
+  for (int i = 0; basic != nullptr && found == nullptr && i < OCSP_resp_count(basic.get()); ++i) {
+    OCSP_SINGLERESP* single = OCSP_resp_get0(basic.get(), i);
+    if (is_about(single, certificate)) found = single;
+  }
+  if (found == nullptr) throw tls_error(name + ": says nothing about its certificate");
+  ASN1_GENERALIZEDTIME* next_update = nullptr;
+  (void)OCSP_single_get0_status(found, nullptr, nullptr, nullptr, &next_update);
+  if (next_update != nullptr && X509_cmp_current_time(next_update) < 0) {
+    warn(options, name + ": is out of date; clients may refuse it");
+  }
+}
+
 loaded_certificate load_certificate(const tls_options& options, const tls_certificate& given) {
   if (given.chain_file.empty() && given.chain_pem.empty()) {
     throw tls_error("tls_certificate: chain_file or chain_pem must be given");
@@ -170,6 +211,7 @@ loaded_certificate load_certificate(const tls_options& options, const tls_certif
     if (response.empty() || response.size() > 65'535) {
       throw tls_error("OCSP response '" + given.ocsp_file + "': must have from 1 to 65535 bytes of DER");
     }
+    check_ocsp_response(options, response, "OCSP response '" + given.ocsp_file + "'", certificates.front().get());
     result.ocsp_response.assign(response.begin(), response.end());
   }
   return result;

@@ -47,7 +47,8 @@ struct tls_certificate {
   // Server names (SNI, RFC 6066 3) that this certificate is for: "example.org", or "*.example.org" for exactly one more
   // label. Empty: the names that the certificate itself bears. Case does not matter.
   std::vector<std::string> names;
-  // A DER file with an OCSP response, sent to clients that ask (stapling, RFC 6066 8). Read at construction and reload.
+  // A DER file with an OCSP response, sent to clients that ask (stapling, RFC 6066 8). Read at construction and reload:
+  // one that bears no status of this certificate is an error, one that is out of date a warning. Signatures are not checked.
   std::string ocsp_file;
 };
 

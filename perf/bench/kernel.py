@@ -52,6 +52,11 @@ def cpu_ticks(pids):
     return sum(int(f[11]) for f in fields), sum(int(f[12]) for f in fields)
 
 
+def any_runnable(pids):
+    """Whether a thread of theirs runs, or would if it had a CPU."""
+    return any((stat_fields(stat) or "?")[0] == "R" for pid in pids for stat in task_stats(pid))
+
+
 def status_numbers(path, names):
     """The numbers behind the given names in a /proc status file; {} when the process is gone."""
     try:

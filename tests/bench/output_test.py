@@ -2,14 +2,16 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import unittest.mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from perf.bench import generators, progress, report, results, sharing, usl  # noqa: E402
+from perf.bench import generators, kernel, progress, report, results, sharing, usl  # noqa: E402
 
 WRK = """\
 Running 10s test @ http://127.0.0.1:8080/
@@ -138,6 +140,18 @@ class Figures(unittest.TestCase):
         results.add_ratios(entries, "a")
         self.assertEqual(entries["b"]["ratio"], {"to": "a", "median": 2.0, "low": 2.0, "high": 2.0})
         self.assertEqual(entries["a"]["ratio"]["median"], 1.0)
+
+
+class Rest(unittest.TestCase):
+    def test_who_waits_is_at_rest_and_who_runs_is_not(self):
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as waiting:
+            waiting.stdin.write(b"x")
+            waiting.stdin.flush()
+            waiting.stdout.read(1)  # it runs until it asks for more
+            while kernel.any_runnable([waiting.pid]):
+                time.sleep(0.001)
+            self.assertTrue(kernel.any_runnable([waiting.pid, os.getpid()]))
+            waiting.stdin.close()
 
 
 class Progress(unittest.TestCase):

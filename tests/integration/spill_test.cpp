@@ -604,7 +604,8 @@ TEST_CASE_FIXTURE(clean_process, "spill: coroutines that a handler leaves behind
     went_on.set();
   };
   const auto caller = [&]() -> lone_coroutine {
-    co_await offload([] {});
+    const auto done = co_await offload([] {});
+    CHECK(done);
     went_on.set();
   };
   test_server server(

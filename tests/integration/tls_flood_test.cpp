@@ -99,6 +99,34 @@ TEST_CASE_FIXTURE(clean_process, "tls flood: records without a byte for the hand
   CHECK(server.total().tls_failed_records == 0);
 }
 
+TEST_CASE_FIXTURE(clean_process, "tls flood: a blocking handler's time limits count while records come that say nothing") {
+  bool by_deadline = false;
+  SUBCASE("of a read") {}
+  SUBCASE("of all") { by_deadline = true; }
+  listen_options listening;
+  listening.socket.receive_buffer_bytes = 1024 * 1024;
+  event all_sent;
+  channel<std::string> seen;
+  test_server server(blocking([&](blocking_connection& conn) {
+                       all_sent.wait();
+                       if (by_deadline) {
+                         conn.set_deadline(std::chrono::steady_clock::now());
+                       } else {
+                         conn.set_read_timeout(1ms);
+                       }
+                       const auto data = conn.read();
+                       seen.put(data ? std::string(data.text()) : conn.error() == errc::timed_out ? "late" : "failed");
+                     }),
+                     one_core(), over_tls(server_tls(), listening));
+  tls_client peer(server.where(), forgeable_profile(TLS1_3_VERSION));
+  peer.handshake();
+  const int room = 1024 * 1024;
+  CHECK(::setsockopt(peer.socket().fd(), SOL_SOCKET, SO_SNDBUF, &room, sizeof room) == 0);
+  peer.socket().send_all(records_of(flood::key_updates, peer, 10'000));
+  all_sent.set();
+  CHECK(seen.take() == "late");
+}
+
 TEST_CASE_FIXTURE(clean_process, "tls flood: records that say nothing end the connection when there are many") {
   flood kind = flood::empty_records;
   int version = TLS1_2_VERSION;

@@ -1,7 +1,6 @@
 // What tls_options promise, as clients see it.
 #include <doctest/doctest.h>
 
-#include <openssl/ocsp.h>
 
 #include <algorithm>
 #include <string>
@@ -304,20 +303,9 @@ TEST_CASE_FIXTURE(clean_process, "tls settings: nobody is asked for a certificat
 
 // --- the rest ----------------------------------------------------------------------------------------------
 
-// DER of a response that says no more than tryLater: what is in it is the client's matter.
-std::string ocsp_response() {
-  OCSP_RESPONSE* made = OCSP_response_create(OCSP_RESPONSE_STATUS_TRYLATER, nullptr);
-  unsigned char* bytes = nullptr;
-  const int size = i2d_OCSP_RESPONSE(made, &bytes);
-  std::string der(reinterpret_cast<char*>(bytes), static_cast<std::size_t>(size));
-  OPENSSL_free(bytes);
-  OCSP_RESPONSE_free(made);
-  return der;
-}
-
 TEST_CASE_FIXTURE(clean_process,
                   "tls settings: an OCSP response is stapled for those who ask, to its certificate only") {
-  const std::string response = ocsp_response();
+  const std::string response = authority().root.ocsp_response(authority().localhost);
   const temporary_file file(response);
   const certificate other = authority().issue("other.example", {"other.example"});
   tls_options options = server_tls();

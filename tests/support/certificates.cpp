@@ -2,11 +2,13 @@
 
 #include <openssl/err.h>
 #include <openssl/evp.h>
+#include <openssl/ocsp.h>
 #include <openssl/pem.h>
 #include <openssl/rand.h>
 #include <openssl/rsa.h>
 #include <openssl/x509v3.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <array>
@@ -135,6 +137,28 @@ std::string certificate::encrypted_key_pem(const std::string& passphrase) const 
     return PEM_write_bio_PKCS8PrivateKey(to, parts_->key.get(), EVP_aes_128_cbc(), passphrase.data(),
                                          static_cast<int>(passphrase.size()), nullptr, nullptr);
   });
+}
+
+std::string certificate::ocsp_response(const certificate& issued, int days_until) const {
+  const std::unique_ptr<OCSP_BASICRESP, freed_by<OCSP_BASICRESP_free>> basic(
+      checked(OCSP_BASICRESP_new(), "OCSP_BASICRESP_new"));
+  const std::unique_ptr<ASN1_TIME, freed_by<ASN1_TIME_free>> from(checked(ASN1_TIME_adj(nullptr, ::time(nullptr), -9, 0),
+                                                                         "a date"));
+  const std::unique_ptr<ASN1_TIME, freed_by<ASN1_TIME_free>> until(
+      checked(ASN1_TIME_adj(nullptr, ::time(nullptr), days_until, 0), "a date"));
+  const std::unique_ptr<OCSP_CERTID, freed_by<OCSP_CERTID_free>> id(
+      checked(OCSP_cert_to_id(EVP_sha1(), issued.parts_->made.get(), parts_->made.get()), "OCSP_cert_to_id"));
+  checked(OCSP_basic_add1_status(basic.get(), id.get(), V_OCSP_CERTSTATUS_GOOD, 0, nullptr, from.get(), until.get()),
+          "a status");
+  check(OCSP_basic_sign(basic.get(), parts_->made.get(), parts_->key.get(), EVP_sha256(), nullptr, 0), "OCSP_basic_sign");
+  const std::unique_ptr<OCSP_RESPONSE, freed_by<OCSP_RESPONSE_free>> made(
+      checked(OCSP_response_create(OCSP_RESPONSE_STATUS_SUCCESSFUL, basic.get()), "OCSP_response_create"));
+  unsigned char* bytes = nullptr;
+  const int size = i2d_OCSP_RESPONSE(made.get(), &bytes);
+  check(size, "i2d_OCSP_RESPONSE");
+  std::string der(reinterpret_cast<char*>(bytes), static_cast<std::size_t>(size));
+  OPENSSL_free(bytes);
+  return der;
 }
 
 test_authority::test_authority()

@@ -31,6 +31,8 @@ class certificate {
   [[nodiscard]] std::string chain_pem() const { return pem_ + issuers_pem_; }  // and the issuers but the root
   [[nodiscard]] const std::string& key_pem() const noexcept { return key_pem_; }
   [[nodiscard]] std::string encrypted_key_pem(const std::string& passphrase) const;
+  // DER: `issued`, by this one, is good until then (OCSP, RFC 6960).
+  [[nodiscard]] std::string ocsp_response(const certificate& issued, int days_until = 7) const;
   [[nodiscard]] const std::string& sha256() const noexcept { return sha256_; }  // lower case hexadecimal
 
  private:

@@ -105,6 +105,33 @@ TEST_CASE("tls_context: files that hold something else are named") {
   CHECK(mentions(refusal(options), {"authorities '" + garbage.path() + "'"}));
 }
 
+TEST_CASE("tls_context: an OCSP response that clients could not use") {
+  const certificate& root = authority().root;
+  const std::string good = root.ocsp_response(authority().localhost);
+  tls_options options = server_tls();
+  const temporary_file file(good);
+  options.certificates.front().ocsp_file = file.path();
+  CHECK(refusal(options).empty());
+  file.write(good.substr(0, good.size() - 1));
+  CHECK(mentions(refusal(options), {file.path(), "no OCSP response"}));
+  file.write(good + "x");
+  CHECK(mentions(refusal(options), {file.path(), "no OCSP response"}));
+  file.write("-----BEGIN OCSP RESPONSE-----\n");
+  CHECK(mentions(refusal(options), {file.path(), "no OCSP response"}));
+  file.write(std::string("\x30\x03\x0a\x01\x03", 5));
+  CHECK(mentions(refusal(options), {file.path(), "trylater"}));
+  file.write(std::string("\x30\x03\x0a\x01\x00", 5));  // successful, and nothing else
+  CHECK(mentions(refusal(options), {file.path(), "nothing about its certificate"}));
+  file.write(root.ocsp_response(authority().issue("localhost")));
+  CHECK(mentions(refusal(options), {file.path(), "nothing about its certificate"}));
+  file.write(root.ocsp_response(authority().localhost, -1));
+  std::vector<std::string> warnings;
+  options.on_warning = [&](const std::string& text) { warnings.push_back(text); };
+  CHECK(refusal(options).empty());
+  REQUIRE(warnings.size() == 1);
+  CHECK(mentions(warnings.front(), {file.path(), "out of date"}));
+}
+
 TEST_CASE("tls_context: a key that does not belong to the certificate") {
   const certificate other = authority().issue("localhost", {"localhost"});
   const certificate rsa = authority().issue("localhost", {"localhost"}, key_kind::rsa_2048);
