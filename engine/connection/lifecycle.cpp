@@ -157,6 +157,10 @@ void slot::flush_or_close() noexcept {
 void slot::close_descriptor() noexcept {
   drop_tail();
   if (fd < 0) return;
+  if (lending != nullptr && lends()) [[unlikely]] {
+    lending->close_later();  // when the write has ended, or in recycle()
+    return;
+  }
   if (piece != nullptr && doomed == slot_doom::none && piece->is_with_helpers()) {
     // A helper may know the number, which must not become another connection's: closed when the handler goes on.
     if (resetting) {
@@ -164,10 +168,6 @@ void slot::close_descriptor() noexcept {
     } else {
       (void)sys::shutdown(fd, SHUT_RDWR);
     }
-    return;
-  }
-  if (lending != nullptr && lends()) [[unlikely]] {
-    lending->close_later();  // when the write has ended, or in recycle()
     return;
   }
   if (resetting) {

@@ -155,7 +155,8 @@ bool session::keep_for_resumption(SSL_SESSION* fresh) noexcept {
   if (resumption_ == nullptr || failed_) return false;
   const std::int64_t now = sys::unix_seconds();
   session_cache::entry made;
-  if (SSL_session_reused(ssl_.get()) == 1) {
+  // A ticket that comes late, which a server may send at any time, proves nothing anew.
+  if (established_ || SSL_session_reused(ssl_.get()) == 1) {
     made.by = resumption_->by;
   } else {
     made.by = {now, first_expiry(ssl_.get())};
@@ -181,7 +182,7 @@ bool session::keep_for_resumption(SSL_SESSION* fresh) noexcept {
 // TLS 1.2: what was offered, and taken, is good for the next one too.
 void session::put_back() noexcept {
   if (SSL_session_reused(ssl_.get()) != 1) {
-    resumption_->by = {};
+    resumption_->by = {sys::unix_seconds(), first_expiry(ssl_.get())};
   } else if (SSL_version(ssl_.get()) != TLS1_3_VERSION) {
     if (ssl_session_ptr used(SSL_get1_session(ssl_.get())); used && keep_for_resumption(used.get())) (void)used.release();
   }

@@ -34,10 +34,10 @@ struct branch {
   bool begun = false;
 
   [[nodiscard]] bool runs() const noexcept { return begun && !handle.done(); }
-  // Until its first wait, as co_await would.
+  // Until its first wait, as co_await would; one that is done already stays so.
   void begin() {
     begun = true;
-    handle.resume();
+    if (!handle.done()) handle.resume();
   }
 };
 

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -507,6 +508,150 @@ TEST_CASE_FIXTURE(clean_process, "zero copy: close under a write has the close t
   who.take().post([](connection* conn) { conn->close(); });
   CHECK(!result.take().written);
   CHECK(peer.wait_for_end() == ending::reset);
+}
+
+// The number of its descriptor is a helper's business too then.
+TEST_CASE_FIXTURE(clean_process, "zero copy: close under a write and an offloaded call has the close timeout") {
+  const std::string text = numbered_text(large);
+  channel<outcome> result;
+  channel<connection_handle> who;
+  event begun;
+  event go_on;
+  listen_options options = lending();
+  options.close_timeout = 50ms;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        const auto waiting = [](connection& through, event& has_begun, event& until) -> task<> {
+          const auto wait = [&] {
+            has_begun.set();
+            until.wait();
+          };
+          (void)co_await through.offload(wait);
+        };
+        who.put(conn.handle());
+        co_await when_all(writing(text, result)(conn), waiting(conn, begun, go_on));
+      },
+      one_core(), options);
+  client peer = slow_client(server);
+  REQUIRE(lends_on(server));
+  begun.wait();
+  who.take().post([](connection* conn) { conn->close(); });
+  const bool ended = eventually([&] { return result.size() != 0; });
+  CHECK(ended);
+  if (ended) CHECK(!result.take().written);
+  go_on.set();
+  CHECK(peer.wait_for_end() == ending::reset);
+}
+
+enum class test_end { none_left, halt, short_grace };
+
+// Writers beside offloaded calls, sleeps and reads, with every ending; who gets bytes gets those that were
+// written, never what the memory held after the write.
+void end_by_chance(test_end end, const server_options& settings, listen_options options) {
+  const std::string text = numbered_text(300'000);
+  options.zero_copy_from_bytes = 10'000;
+  options.write_timeout = 30ms;
+  options.close_timeout = 20ms;
+  options.socket.send_buffer_bytes = 400'000;
+  std::atomic<unsigned> number{0};
+  test_server server(
+      [&](connection& conn) -> task<> {
+        const alive here;
+        const unsigned mine = number.fetch_add(1);
+        std::string copy = text;
+        const auto write = [](connection& through, const std::string& what, bool last) -> task<bool> {
+          bool written = false;
+          if (last) {
+            written = co_await through.write_last(what);
+          } else {
+            written = co_await through.write(what);
+          }
+          co_return written;
+        };
+        const auto beside = [](connection& of, unsigned kind) -> task<bool> {
+          if (kind % 3 == 0) {
+            const auto work = [] { std::this_thread::sleep_for(3ms); };
+            (void)co_await of.offload(work);
+          } else if (kind % 3 == 1) {
+            co_await of.sleep_for(2ms);
+          } else {
+            (void)co_await of.read();
+          }
+          if (kind % 5 == 1) of.close();
+          if (kind % 5 == 2) of.reset();
+          if (kind % 5 == 3) of.shutdown_write();
+          co_return true;
+        };
+        if (mine % 4 == 0) {
+          co_await write(conn, copy, mine % 8 == 0);
+        } else if (mine % 4 == 1) {
+          co_await when_any(write(conn, copy, false), beside(conn, mine / 4));
+        } else {
+          co_await when_all(write(conn, copy, mine % 8 == 2), beside(conn, mine / 4));
+        }
+        std::memset(copy.data(), '#', copy.size());
+        if (mine % 16 == 5) throw std::runtime_error("as it may");
+        if (mine % 3 == 0) std::this_thread::sleep_for(2ms);
+        co_await conn.write(std::string_view("!"));
+      },
+      settings, options);
+  std::vector<client> silent;
+  for (unsigned i = 0; i < 120; ++i) {
+    client peer = slow_client(server);
+    std::string got;
+    if (i % 6 == 0) {
+      peer.reset();
+      continue;
+    }
+    if (i % 6 == 1) {
+      silent.push_back(std::move(peer));
+      continue;
+    }
+    try {
+      std::string part = "x";
+      peer.send_all(part);
+      while (!part.empty() && (i % 6 != 2 || got.size() < 100'000)) {
+        part = peer.recv_some();
+        got += part;
+      }
+    } catch (const std::system_error&) {  // reset
+    }
+    if (got.ends_with('!')) got.pop_back();
+    CHECK((got == std::string_view(text).substr(0, got.size())));
+  }
+  for (int i = 0; i < 20; ++i) silent.push_back(slow_client(server));
+  switch (end) {
+    case test_end::none_left:
+      silent.clear();
+      CHECK(eventually([&] { return server.total().active == 0; }));
+      break;
+    case test_end::halt:
+      server->halt();
+      break;
+    case test_end::short_grace:
+      server->shutdown(1ms);
+      break;
+  }
+  if (end != test_end::none_left) server->wait();
+  CHECK(alive::count() == 0);
+  CHECK(server.total().zero_copy_overdue == 0);
+  CHECK(server.total().zero_copy_sends > 0);
+}
+
+TEST_CASE_FIXTURE(clean_process, "zero copy: endings by chance, of handlers that leave their core") {
+  listen_options options;
+  server_options settings = one_core();
+  SUBCASE("on the core") {}
+  SUBCASE("on helpers") { options.spill = spilling::always; }
+  SUBCASE("with a takeover") { settings.takeover.on = true; }
+  SUBCASE("with a takeover, when slow") {
+    settings.takeover.on = true;
+    options.spill = spilling::when_slow;
+  }
+  for (const test_end end : {test_end::none_left, test_end::halt, test_end::short_grace}) {
+    CAPTURE(static_cast<int>(end));
+    end_by_chance(end, settings, options);
+  }
 }
 
 TEST_CASE_FIXTURE(clean_process, "zero copy: a read beside it is not disturbed, and a loser is cancelled") {

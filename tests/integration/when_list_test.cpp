@@ -169,6 +169,24 @@ TEST_CASE_FIXTURE(clean_process, "when_all and when_any: lists that are too long
   with_upstreams(0, body);
 }
 
+// As co_await does: it answers at once.
+TEST_CASE_FIXTURE(clean_process, "when_all and when_any: tasks that are done already") {
+  const auto body = [](connection& conn, std::vector<outgoing>&) -> task<> {
+    std::vector<task<int>> list;
+    for (int i = 0; i < 3; ++i) list.push_back(answer_at_once(i));
+    const std::span<const task<int>> view(list);
+    const std::vector<int> once = co_await when_all(view);
+    const std::vector<int> twice = co_await when_all(view);
+    CHECK(once == twice);
+    const first_done<int> first = co_await when_any(view);
+    CHECK(first.index == 0);
+    CHECK(first.value == 0);
+    const auto both = co_await when_all(std::move(list[1]), nothing(conn));
+    CHECK(std::get<0>(both) == 1);
+  };
+  with_upstreams(0, body);
+}
+
 TEST_CASE_FIXTURE(clean_process, "when_any: a halt while the tasks of a list wait") {
   test_server upstream(echo);
   const address where = upstream.where();

@@ -10,9 +10,11 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "engine/sys/calls.hpp"
 #include "tests/support/certificates.hpp"
 #include "tests/support/tls_server.hpp"
 #include "tests/support/tls_sides.hpp"
@@ -116,6 +118,24 @@ TEST_CASE("tls_session: errors that others leave on the thread are nobody's fail
     CHECK(client->failure() == tls_failure::alert);
   }
   ERR_clear_error();
+}
+
+TEST_CASE("tls_session: a ticket that comes late counts from the handshake") {
+  side server(server_tls(), tls_role::server);
+  tls_options options = client_tls();
+  options.min_version = tls_version::v1_3;
+  side client(options, tls_role::client);
+  REQUIRE(client.set_server_name("localhost"));
+  CHECK_FALSE(client->resume("localhost 443"));
+  REQUIRE(shake_hands(client, server));
+  const std::int64_t done = sys::unix_seconds();
+  while (sys::unix_seconds() == done) std::this_thread::yield();
+  client.give(server.take());
+  CHECK(client.read().empty());
+  const auto kept = client->context().cache().take("localhost 443", sys::unix_seconds());
+  REQUIRE(kept);
+  CHECK(kept->by.done <= done);
+  CHECK(kept->by.valid_until > done);
 }
 
 TEST_CASE("tls_session: records that arrive together, the last one in part") {
