@@ -39,8 +39,8 @@ struct service {
 };
 
 TEST_CASE_FIXTURE(clean_process, "handlers: functions and objects and lambdas and members") {
+  service object{"member of an object that is large enough not to be small"};  // outlives the server
   server host(all_cores());
-  service object{"member of an object that is large enough not to be small"};
   const std::string captured = "a captured string that does not fit the small buffer";
   auto owned = std::make_unique<std::string>("owned by the closure");
   const auto named = [](connection& conn) -> task<> { co_await conn.write("named lambda"); };
