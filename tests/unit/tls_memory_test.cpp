@@ -40,21 +40,24 @@ bool fails_now() noexcept {
   return fails;
 }
 
-// OpenSSL 3.0 itself forgets some names when an allocation fails in a handshake: what it takes meanwhile is not looked for.
+// OpenSSL 3.0 itself forgets some entries of its table of names (of algorithms, NAMENUM_ENTRY) when allocations of a
+// handshake fail: in that test what it takes is not looked for. What the engine takes is.
+thread_local bool openssl_forgets = false;
+
 struct unlooked_for {
 #ifdef __SANITIZE_ADDRESS__
   unlooked_for() noexcept {
-    if (present != nullptr) __lsan_disable();
+    if (openssl_forgets) __lsan_disable();
   }
   ~unlooked_for() {
-    if (present != nullptr) __lsan_enable();
+    if (openssl_forgets) __lsan_enable();
   }
 #endif
 };
 
 void* allocate(std::size_t size, const char*, int) {
   if (fails_now()) return nullptr;
-  [[maybe_unused]] const unlooked_for shortage_lasts;
+  [[maybe_unused]] const unlooked_for by_the_leak_check;
   return std::malloc(size);
 }
 void* reallocate(void* old, std::size_t size, const char*, int) {
@@ -181,6 +184,7 @@ TEST_CASE("tls_memory: a goodbye without memory is the last that is heard") {
 }
 
 TEST_CASE("tls_memory: a handshake without memory fails with a cause, or is done") {
+  openssl_forgets = true;
   for_each_shortage([](tls_version version, bool lasting) {
     std::size_t skipped = 0;
     const std::size_t allocations = at_every_allocation(lasting, [&](auto begin, const shortage&) {
@@ -215,6 +219,7 @@ TEST_CASE("tls_memory: a handshake without memory fails with a cause, or is done
     });
     CHECK(allocations > 100);
   });
+  openssl_forgets = false;
 }
 
 }  // namespace
