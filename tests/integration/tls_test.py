@@ -45,6 +45,25 @@ def client_context(version=None):
     return context
 
 
+class Alpn(unittest.TestCase):
+    def test_empty_names_and_lists_are_refused(self):
+        hello = ssl.MemoryBIO()
+        context = client_context()
+        context.set_alpn_protocols(["h2", "h3"])
+        with self.assertRaises(ssl.SSLWantReadError):
+            context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+        hello = hello.read()
+        # RFC 7301: extension 16, its length, the list's length, names with a length each.
+        extension = bytes.fromhex("0010 0008 0006") + b"\x02h2\x02h3"
+        self.assertEqual(hello.count(extension), 1)
+        with web_server() as server:
+            for content in ("0008 0000 000000000000", "0008 0006 000000000000", "0008 0006 026832 00 0000"):
+                with self.subTest(content=content), connect(server.addresses[0]) as peer:
+                    peer.sendall(hello.replace(extension, bytes.fromhex("0010" + content)))
+                    alert = receive_to_end(peer)
+                    self.assertEqual((alert[0], alert[-2:]), (21, bytes([2, 50])))  # fatal, decode_error
+
+
 class Python(unittest.TestCase):
     def test_versions_and_resumption(self):
         with echo_server() as server:
