@@ -12,6 +12,7 @@
 
 namespace percore {
 
+using engine::check_use;
 using engine::slot;
 using engine::to_ms;
 
@@ -34,6 +35,7 @@ void connection::close() noexcept {
     return true;
   };
   slot& s = slot::of(*this);
+  check_use(s);
   if (s.is_away()) {
     s.request_ending(close);
   } else {
@@ -50,6 +52,7 @@ void connection::reset() noexcept {
     return true;
   };
   slot& s = slot::of(*this);
+  check_use(s);
   if (s.is_away()) {
     s.request_ending(reset);
   } else {
@@ -64,22 +67,34 @@ std::error_code connection::error() const noexcept {
 }
 
 void connection::set_read_timeout(std::chrono::milliseconds timeout) noexcept {
-  slot::of(*this).read_timeout_ms = to_ms(timeout);
-  slot::of(*this).timeouts_changed();
+  slot& s = slot::of(*this);
+  check_use(s);
+  s.read_timeout_ms = to_ms(timeout);
+  s.timeouts_changed();
 }
 void connection::set_write_timeout(std::chrono::milliseconds timeout) noexcept {
-  slot::of(*this).write_timeout_ms = to_ms(timeout);
+  slot& s = slot::of(*this);
+  check_use(s);
+  s.write_timeout_ms = to_ms(timeout);
 }
 void connection::set_idle_timeout(std::chrono::milliseconds timeout) noexcept {
-  slot::of(*this).idle_timeout_ms = to_ms(timeout);
-  slot::of(*this).timeouts_changed();
+  slot& s = slot::of(*this);
+  check_use(s);
+  s.idle_timeout_ms = to_ms(timeout);
+  s.timeouts_changed();
 }
 void connection::set_lifetime_timeout(std::chrono::milliseconds timeout) noexcept {
-  slot::of(*this).lifetime_timeout_ms = to_ms(timeout);
-  slot::of(*this).timeouts_changed();
+  slot& s = slot::of(*this);
+  check_use(s);
+  s.lifetime_timeout_ms = to_ms(timeout);
+  s.timeouts_changed();
 }
 
-void connection::set_zero_copy_from(std::size_t bytes) noexcept { slot::of(*this).lend_from(bytes); }
+void connection::set_zero_copy_from(std::size_t bytes) noexcept {
+  slot& s = slot::of(*this);
+  check_use(s);
+  s.lend_from(bytes);
+}
 
 std::chrono::steady_clock::time_point connection::start_time() const noexcept {
   return to_time_point(slot::of(*this).start_ns);
@@ -144,6 +159,7 @@ std::error_code connection::get_option(int level, int name, void* value, std::si
 
 void* connection::allocate_context(std::size_t bytes) {
   slot& s = slot::of(*this);
+  check_use(s);
   if (s.context != nullptr) throw std::logic_error("percore: this connection has a context already");
   s.context_on_heap = false;
   if (void* place = s.arena.allocate_at_end(bytes)) return place;

@@ -48,6 +48,7 @@ void for_each_counter(Visitor&& visit) {
   visit(&live::spilled, &plain::spilled);
   visit(&live::spill_begins, &plain::spill_begins);
   visit(&live::takeovers, &plain::takeovers);
+  visit(&live::takeover_refused, &plain::takeover_refused);
   visit(&live::tls_handshakes, &plain::tls_handshakes);
   visit(&live::tls_resumptions, &plain::tls_resumptions);
   visit(&live::tls_v1_2, &plain::tls_v1_2);

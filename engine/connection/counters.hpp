@@ -46,6 +46,7 @@ struct core_counters {
   base::counter spilled;
   base::counter spill_begins;
   base::counter takeovers;
+  base::counter takeover_refused;
   base::counter tls_handshakes;
   base::counter tls_resumptions;
   base::counter tls_v1_2;

@@ -59,7 +59,7 @@ void slot::open(int accepted_fd, const percore::peer_address& from, const listen
   end_seen = ended = sending_done = fin_pending = fin_after_tail = closing = resetting = false;
   postponed = starved = writing = queued = false;
   doomed = slot_doom::none;
-  detachable = config.detachable;
+  slices = config.slices;
   slice = nullptr;
   reading = read_kind::none;
   begin = end = view_size = 0;
@@ -107,10 +107,10 @@ void slot::resume(std::coroutine_handle<> handle) noexcept {
     return;
   }
   operations = 0;
-  if (detachable) [[unlikely]] {
-    resume_detachable(handle);
-  } else {
+  if (slices == slice_home::core) [[likely]] {
     run_here(handle);
+  } else {
+    resume_detachable(handle);
   }
 }
 

@@ -89,14 +89,14 @@ void slot::forget_waiters() noexcept {
 bool at_home::await_ready() const noexcept {
   if (slice_of_thread != nullptr) return false;
   // Its slices so far were not away: from here on none is.
-  if (core_of_thread != nullptr && core_of_thread->running != nullptr) core_of_thread->running->detachable = false;
+  if (core_of_thread != nullptr && core_of_thread->running != nullptr) core_of_thread->running->slices = slice_home::core;
   return true;
 }
 
 bool at_home::await_suspend(std::coroutine_handle<> waiter) const noexcept {
   slice_of_thread->owner->request(
       [](void*, std::coroutine_handle<>) noexcept {
-        core_of_thread->running->detachable = false;
+        core_of_thread->running->slices = slice_home::core;
         return true;
       },
       nullptr, waiter);

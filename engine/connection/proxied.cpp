@@ -93,7 +93,7 @@ task<> serve_proxied(connection& conn, const listener_config& how) {
     const bool secured = co_await server_tls(s);
     if (!secured) co_return;
   }
-  s.detachable = how.detachable;  // from the handler's first wait on
+  s.slices = how.slices;  // from the handler's first wait on
   const task<> served = how.handler(conn);
   if (!served) throw std::bad_alloc();
   co_await served;

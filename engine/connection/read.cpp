@@ -12,6 +12,7 @@ namespace percore::engine {
 
 bool slot::start_read(read_kind kind) noexcept {
   const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
+  check_use_in_debug_builds(*this);
   if (!in_turn && is_away()) return read_away(kind);
   PERCORE_ASSERT(reading == read_kind::none, "a connection is read by two coroutines at once");
   reading = kind;
@@ -318,9 +319,7 @@ bool suspend_read(Awaiter& read, connection& owner, std::coroutine_handle<> wait
 }
 [[gnu::hot]] bool detail::read_awaiter::await_suspend(std::coroutine_handle<> waiter) const noexcept {
   slot& s = slot::of(*owner_);
-  if (!s.is_away()) return s.suspend_read(waiter);
-  s.request_read(waiter);
-  return true;
+  return s.is_away() ? s.request_read(waiter) : s.suspend_read(waiter);
 }
 [[gnu::hot]] bytes_view detail::read_awaiter::await_resume() const noexcept { return slot::of(*owner_).view(); }
 

@@ -24,14 +24,10 @@ constexpr std::size_t most_idle = 1024;
 constexpr std::size_t most_kept_idle = 4096;
 
 // -EINTR when there are more pieces than are sent on the spot.
-ssize_t send_few(int fd, const bytes_view* first, std::size_t count, int flags, std::size_t& size) noexcept {
+ssize_t send_few(int fd, const bytes_view* first, std::size_t count, int flags) noexcept {
   std::array<iovec, 8> vector;
   if (count > vector.size()) return -EINTR;
-  size = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    vector[i] = {const_cast<std::byte*>(first[i].data()), first[i].size()};
-    size += first[i].size();
-  }
+  for (std::size_t i = 0; i < count; ++i) vector[i] = {const_cast<std::byte*>(first[i].data()), first[i].size()};
   msghdr message{};
   message.msg_iov = vector.data();
   message.msg_iovlen = count;
@@ -51,6 +47,7 @@ slice_job::slice_job() noexcept {
     slice.on = &self;
     slice.run();
     slice_of_thread = nullptr;
+    slice.on = nullptr;
     const std::int64_t now = sys::monotonic_ns();
     slice.ran_ns = now - begun;
     if (slice.ran_ns > slice.owner->listener->spill_budget_ns) slice.ran_ns = sys::lost_time::without(slice.ran_ns, now);
@@ -62,28 +59,30 @@ slice_job::slice_job() noexcept {
   };
 }
 
-slice_job* slice_job::take(slot& owner) noexcept {
-  core_resources& core = *owner.core;
+[[gnu::always_inline]] inline slice_job* slice_job::take(slot& owner, core_resources& core) noexcept {
   slice_job* taken = core.idle_slices;
-  if (taken != nullptr) {
+  if (taken != nullptr) [[likely]] {
     core.idle_slices = static_cast<slice_job*>(static_cast<detail::job*>(taken->next_completed));
     --core.idle_slice_count;
   } else {
     taken = new (std::nothrow) slice_job();
+    if (taken == nullptr) return nullptr;
   }
-  if (taken != nullptr) taken->owner = &owner;
+  taken->owner = &owner;
   return taken;
 }
 
-void slice_job::give_back_clean(slice_job* unused, core_resources& core) noexcept {
-  if (core.idle_slice_count >= most_idle || unused->kept.capacity() > most_kept_idle) [[unlikely]] {
-    delete unused;
+[[gnu::always_inline]] inline void slice_job::give_back_clean(slice_job* unused, core_resources& core) noexcept {
+  if (core.idle_slice_count >= most_idle) [[unlikely]] {
+    discard(unused);
     return;
   }
   unused->next_completed = core.idle_slices;
   core.idle_slices = unused;
   ++core.idle_slice_count;
 }
+
+[[gnu::cold, gnu::noinline]] void slice_job::discard(slice_job* unused) noexcept { delete unused; }
 
 void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
   unused->request_count = unused->runnable_count = 0;
@@ -94,6 +93,7 @@ void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
   unused->kept.clear();
   unused->calls.clear();
   unused->messages.clear();
+  if (unused->kept.capacity() > most_kept_idle) unused->kept.shrink_to_fit();
   give_back_clean(unused, core);
 }
 
@@ -104,20 +104,32 @@ void slice_job::free_idle(core_resources& core) noexcept {
   }
 }
 
-void slice_job::run() noexcept {
-  slice_of_thread = this;
-  resume_without_connection(next);
-}
 
 // Leaving ---------------------------------------------------------------------------------------------------
 
+// False: there is no memory for it.
+[[gnu::always_inline]] inline bool slot::leave_core(std::coroutine_handle<> handle) noexcept {
+  core_resources& from = *core;
+  if (slice == nullptr) slice = slice_job::take(*this, from);
+  if (slice == nullptr) [[unlikely]] return false;
+  slice_job& leaving = *slice;
+  leaving.next = handle;
+  leaving.where = slice_job::place::on_core;
+  phase = slot_phase::away;
+  operations = away_operations;
+  from.slices.push_back(leaving);
+  return true;
+}
+
 void slot::resume_detachable(std::coroutine_handle<> handle) noexcept {
-  if (slice != nullptr) {
+  if (slice != nullptr) [[unlikely]] {
     slice->operations = 0;
     if (slice->settling) {
       slice->add_runnable(handle);
       return;
     }
+  } else if (slices == slice_home::open && leave_core(handle)) {
+    return;
   }
   go_on(handle);
 }
@@ -125,7 +137,7 @@ void slot::resume_detachable(std::coroutine_handle<> handle) noexcept {
 // Where the handler runs on: with the helpers, here but away, or here.
 void slot::go_on(std::coroutine_handle<> handle) noexcept {
   core_resources& on = *core;
-  if (!detachable) {
+  if (slices == slice_home::core) {
     run_here(handle);
   } else if (slices_are_spilled() && go_to_helpers(handle)) {
     ++on.counters.spilled;
@@ -155,10 +167,9 @@ void slot::run_measured(std::coroutine_handle<> handle) noexcept {
   on.note_slice(its.index, ran, on.measured_at_ns);
 }
 
-// Each false: there is no memory for it, or no helper will come any more.
-
+// False: there is no memory for it, or no helper will come any more.
 bool slot::go_to_helpers(std::coroutine_handle<> handle) noexcept {
-  if (slice == nullptr) slice = slice_job::take(*this);
+  if (slice == nullptr) slice = slice_job::take(*this, *core);
   if (slice == nullptr) return false;
   slice_job& leaving = *slice;
   leaving.next = handle;
@@ -173,19 +184,6 @@ bool slot::go_to_helpers(std::coroutine_handle<> handle) noexcept {
   phase = slot_phase::running;
   operations = leaving.operations;
   return false;
-}
-
-bool slot::leave_core(std::coroutine_handle<> handle) noexcept {
-  if (slice == nullptr) slice = slice_job::take(*this);
-  if (slice == nullptr) [[unlikely]] return false;
-  slice_job& leaving = *slice;
-  leaving.next = handle;
-  leaving.where = slice_job::place::on_core;
-  leaving.on = nullptr;
-  phase = slot_phase::away;
-  operations = away_operations;
-  core->slices.push_back(leaving);
-  return true;
 }
 
 // What the slice asks for ------------------------------------------------------------------------------------
@@ -206,7 +204,10 @@ bool read_on(void* self, std::coroutine_handle<> waiter) noexcept {
 
 }  // namespace
 
-void slot::request_read(std::coroutine_handle<> waiter) noexcept { request(read_on, this, waiter); }
+bool slot::request_read(std::coroutine_handle<> waiter) noexcept {
+  request(read_on, this, waiter);
+  return true;
+}
 
 void slot::request_ending(bool (*start)(void*, std::coroutine_handle<>) noexcept) noexcept {
   slice->ending = true;
@@ -234,34 +235,47 @@ bool slot::read_away(read_kind kind) noexcept {
   return kind == read_kind::until && take_delimited() && view_size != 0;
 }
 
+// Nothing stands between the write and the socket, and none was put off before it.
+bool slot::sends_away() const noexcept {
+  const slice_job& from = *slice;
+  const bool waits = encrypted | !writable | writing | ended | sending_done | (tail != nullptr);
+  return !(waits | from.ending | from.write_requested) && from.kept.empty() && !over_budget();
+}
+
 bool slot::write_away(const bytes_view* first, std::size_t count, bool last) noexcept {
-  slice_job& from = *slice;
-  const bool usual = !encrypted && tail == nullptr && writable && !writing && !ended && !sending_done;
-  if (!usual || from.ending || from.write_requested || !from.kept.empty() || over_budget()) return false;
-  if (indirect) {  // one that lends begins on the core
-    std::size_t whole = 0;
-    for (std::size_t i = 0; i < count; ++i) whole += first[i].size();
-    if (!may_send_at_once(whole, last)) return false;
-  }
-  const int flags = MSG_NOSIGNAL | (last ? MSG_MORE : 0);
-  ssize_t result = 0;
+  if (count != 1 || indirect) return write_few_away(first, count, last);
+  if (!sends_away()) return false;
+  const ssize_t result = sys::send(fd, first->data(), first->size(), MSG_NOSIGNAL | (last ? MSG_MORE : 0));
+  if (result != static_cast<ssize_t>(first->size())) [[unlikely]] return written_away(result, first, 1, last);
+  slice->bytes_sent += first->size();
+  write_ok = true;
+  sending_done = fin_pending = last;
+  return true;
+}
+
+// The same of several pieces, or where it matters how many bytes there are.
+bool slot::write_few_away(const bytes_view* first, std::size_t count, bool last) noexcept {
+  if (!sends_away()) return false;
   std::size_t size = 0;
-  if (count == 1) {
-    size = first->size();
-    result = sys::send(fd, first->data(), size, flags);
-  } else {
-    result = send_few(fd, first, count, flags, size);
-  }
+  for (std::size_t i = 0; i < count; ++i) size += first[i].size();
+  if (indirect && !may_send_at_once(size, last)) return false;  // one that lends begins on the core
+  const ssize_t result = send_few(fd, first, count, MSG_NOSIGNAL | (last ? MSG_MORE : 0));
+  if (result != static_cast<ssize_t>(size)) return written_away(result, first, count, last);
+  slice->bytes_sent += size;
+  write_ok = true;
+  sending_done = fin_pending = last;
+  return true;
+}
+
+// Not all was taken.
+bool slot::written_away(ssize_t result, const bytes_view* first, std::size_t count, bool last) noexcept {
   if (result < 0) {  // whatever it is, it will be met again on the core
     if (result == -EAGAIN) writable = false;
     return false;
   }
   const auto sent_bytes = static_cast<std::size_t>(result);
-  from.bytes_sent += sent_bytes;
-  if (sent_bytes != size) return write_rest(first, count, last, sent_bytes, false);
-  write_ok = true;
-  sending_done = fin_pending = last;
-  return true;
+  slice->bytes_sent += sent_bytes;
+  return write_rest(first, count, last, sent_bytes, false);
 }
 
 bool slot::try_write_away(bytes_view data) noexcept {
@@ -357,30 +371,44 @@ void slot::let_others_on() noexcept {
 // and the memory of few jobs stays in the cache.
 bool slot::take_up_reading() noexcept {
   slice_job& job = *slice;
-  const bool usual = job.request_count == 1 && job.requests[0].start == read_on && !job.anything_rare &&
-                     !job.anything_happened && job.ran_ns == 0 && job.runnable_count == 0 &&
-                     doomed == slot_doom::none && !fin_pending && !core->stopping && begin == end && !root.done();
-  if (!usual) return false;
+  core_resources& on = *core;
+  const bool anything_else = job.anything_rare | job.anything_happened | (job.ran_ns != 0) | (job.runnable_count != 0) |
+                             (doomed != slot_doom::none) | fin_pending | on.stopping;
+  if (anything_else || job.request_count != 1 || job.requests[0].start != read_on || begin != end || root.done()) return false;
   phase = slot_phase::running;
   job.where = slice_job::place::nowhere;
   job.request_count = 0;
   job.view_released = false;  // reading releases it
   if (job.bytes_sent != 0) {
-    core->counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
+    on.counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
     note_activity();
   }
   operations = job.operations + (operations - away_operations);
   const std::coroutine_handle<> waiter = job.requests[0].waiter;
-  if (read_on(this, waiter)) [[unlikely]] {
-    core->running = nullptr;
+  if (!wait_to_read(waiter) && read_on(this, waiter)) [[unlikely]] {
+    on.running = nullptr;
     job.operations = operations;
     job.add_runnable(waiter);
     go_on_with_runnable();
     return true;
   }
-  core->running = nullptr;
+  on.running = nullptr;
   job.operations = 0;
-  slice_job::give_back_clean(std::exchange(slice, nullptr), *core);
+  slice_job::give_back_clean(std::exchange(slice, nullptr), on);
+  return true;
+}
+
+// What read_on does when there is nothing to read, in few steps. False: it must look.
+bool slot::wait_to_read(std::coroutine_handle<> waiter) noexcept {
+  if (readable | ended | end_seen | !registered | (reading != read_kind::none)) return false;
+  reading = read_kind::some;
+  view_size = 0;
+  if (buffer != nullptr) {
+    core->buffers.give_back(std::exchange(buffer, nullptr), core->ready);
+    begin = end = 0;
+  }
+  reader = waiter;
+  arm_for_read();
   return true;
 }
 

@@ -72,7 +72,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool encrypted = false;          // `secure` stands between the operations and the socket,
   bool encrypting = false;         // also for what is sent: not once the kernel encrypts that
   bool indirect = false;           // a write may not go straight to the socket: encrypted, or large enough to be lent
-  bool detachable = false;         // slices may run away from the core
+  slice_home slices = slice_home::core;
   std::coroutine_handle<detail::promise<void>> root;
   std::coroutine_handle<> writer;
   unsent_tail* tail = nullptr;
@@ -285,7 +285,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // Of a slice that has run on the core's own thread, which still has the core, and after which nothing is to be done but to
   // read on, which has to wait: all that slice_is_back would do. False: it must.
   [[gnu::hot]] bool take_up_reading() noexcept;
-  [[gnu::hot]] void request_read(std::coroutine_handle<> waiter) noexcept;
+  [[gnu::hot]] bool request_read(std::coroutine_handle<> waiter) noexcept;
   // Away from the core: what the core is to do once the slice is back.
   void request(bool (*start)(void*, std::coroutine_handle<>) noexcept, void* what,
                std::coroutine_handle<> waiter) noexcept;
@@ -309,8 +309,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // An ending of the connection, or of its sending.
   void request_ending(bool (*start)(void*, std::coroutine_handle<>) noexcept) noexcept;
   // A read and a write away from the core. True: done.
-  bool read_away(read_kind kind) noexcept;
-  bool write_away(const bytes_view* first, std::size_t count, bool last) noexcept;
+  [[gnu::hot]] bool read_away(read_kind kind) noexcept;
+  [[gnu::hot]] bool write_away(const bytes_view* first, std::size_t count, bool last) noexcept;
   bool try_write_away(bytes_view data) noexcept;
   // Another coroutine of the handler could go on: once the slice is back.
   void put_off(detail::ready_node& node) noexcept;
@@ -349,13 +349,17 @@ struct alignas(base::cache_line_bytes) slot final : connection {
 
  private:
   [[gnu::hot]] void run_here(std::coroutine_handle<> handle) noexcept;
-  void resume_detachable(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] void resume_detachable(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void go_on(std::coroutine_handle<> handle) noexcept;
   void run_measured(std::coroutine_handle<> handle) noexcept;
   bool go_to_helpers(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] bool leave_core(std::coroutine_handle<> handle) noexcept;
   [[nodiscard]] bool slices_are_spilled() const noexcept;
   [[nodiscard]] bool over_budget() const noexcept;
+  [[nodiscard]] bool sends_away() const noexcept;
+  bool write_few_away(const bytes_view* first, std::size_t count, bool last) noexcept;
+  bool written_away(ssize_t result, const bytes_view* first, std::size_t count, bool last) noexcept;
+  [[gnu::hot]] bool wait_to_read(std::coroutine_handle<> waiter) noexcept;
   bool take_back_slice() noexcept;
   [[gnu::hot]] void settle_slice() noexcept;
   void settle_rare() noexcept;
@@ -453,8 +457,5 @@ static_assert(sizeof(slot) == 448);
 
 // The handler of a connection whose listener expects a PROXY header: takes it, and then serves.
 task<> serve_proxied(connection& conn, const listener_config& how);
-
-// Goes on with a coroutine, and those that follow it, without a word to the core: see core_resources::resume_lone.
-void resume_without_connection(std::coroutine_handle<> handle);
 
 }  // namespace percore::engine

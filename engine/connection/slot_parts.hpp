@@ -14,6 +14,13 @@
 
 namespace percore::engine {
 
+// Where the slices of a handler run (see slice.hpp).
+enum class slice_home : std::uint8_t {
+  core,     // on the core's thread and as part of the core
+  open,     // on the core's thread, but away from the core, which may be taken over meanwhile
+  anywhere  // as either, or on a helper: listen_options::spill
+};
+
 // What the connections of one listener have in common. Read by all cores, written by none once started.
 struct listener_config {
   detail::handler handler;
@@ -32,7 +39,7 @@ struct listener_config {
   bool wait_for_client = true;               // a blocking handler starts when there is something to read
   spilling spill = spilling::never;
   std::int64_t spill_budget_ns = 0;
-  bool detachable = false;                   // slices may run away from the core: spilled, or open to a takeover
+  slice_home slices = slice_home::core;
   std::uint64_t tls_identity = 0;            // of this listener in this process, for its tickets
 };
 

@@ -16,6 +16,7 @@ namespace percore::engine {
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
+  check_use_in_debug_builds(*this);
   if (!in_turn && is_away()) return write_away(first, count, last);
   if (last && dialled) [[unlikely]] {
     // resume() looks after a FIN that waits only for connections with a handler of their own.
@@ -331,6 +332,7 @@ void slot::finish_sending() noexcept {
 
 namespace percore {
 
+using engine::check_use;
 using engine::slot;
 
 namespace {
@@ -366,14 +368,22 @@ bool detail::write_pieces_awaiter::await_suspend(std::coroutine_handle<> waiter)
 }
 bool detail::write_pieces_awaiter::await_resume() const noexcept { return slot::of(*owner_).write_ok; }
 
-bool connection::try_write(bytes_view data) noexcept { return slot::of(*this).try_write_now(data); }
+bool connection::try_write(bytes_view data) noexcept {
+  slot& s = slot::of(*this);
+  check_use(s);
+  return s.try_write_now(data);
+}
 
 std::size_t connection::unsent_bytes() const noexcept {
   const slot& s = slot::of(*this);
   return s.tail == nullptr ? 0 : s.tail->size();
 }
 
-void connection::shutdown_write() noexcept { slot::of(*this).finish_sending(); }
+void connection::shutdown_write() noexcept {
+  slot& s = slot::of(*this);
+  check_use(s);
+  s.finish_sending();
+}
 
 std::error_code detail::write_posted(connection* target, const std::string& data) noexcept {
   if (target == nullptr) return errc::closed;

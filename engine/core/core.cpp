@@ -186,6 +186,10 @@ void core::begin_turn() noexcept {
     resources_.counters.events.add(batch_.size());
   }
   resources_.now_ns = sys::monotonic_ns();
+  if (resources_.open_to_takeover) {
+    turn_began_ns_.store(resources_.now_ns, std::memory_order_relaxed);
+    first_of_turn_.store(slices_run_ + 1, std::memory_order_release);
+  }
 }
 
 bool core::dispatch_batch() noexcept {
@@ -195,6 +199,8 @@ bool core::dispatch_batch() noexcept {
     dispatch(event);
     if (!run_slices()) return false;
   }
+  // What comes between here and the next slice may take long, and is not that slice's doing.
+  if (resources_.open_to_takeover) first_of_turn_.store(0, std::memory_order_relaxed);
   return true;
 }
 
@@ -205,33 +211,50 @@ bool core::run_waiting_slices() noexcept {
   return true;
 }
 
-// On this thread, and away from the core.
-bool core::run_slice(slice_job& slice) noexcept {
-  slot& owner = *slice.owner;
-  const bool watched = owner.listener->spill == spilling::when_slow;
-  const bool timed = watched && resources_.timing.singly();
-  const std::int64_t begun = timed ? resources_.beginning_of_slice() : resources_.now_ns;
+// On this thread, and away from the core. False: the core is lost.
+[[gnu::always_inline]] inline bool core::run_open(slice_job& slice) noexcept {
   slice.where = slice_job::place::running_here;
   slice.turn_ns = resources_.now_ns;
-  resources_.running = &owner;
+  resources_.running = slice.owner;
   ++resources_.steps;
   std::uint64_t number = ++slices_run_;
   slice_.store(number, std::memory_order_release);
   slice.run();
   const bool lost = !slice_.compare_exchange_strong(number, 0, std::memory_order_acq_rel);
   slice_of_thread = nullptr;  // not before: the stall watch's signal may ask what this thread does
-  if (lost) [[unlikely]] {
+  if (lost) [[unlikely]] return false;
+  ++resources_.steps;
+  return true;
+}
+
+bool core::run_slice(slice_job& slice) noexcept {
+  slot& owner = *slice.owner;
+  if (owner.slices == slice_home::anywhere) [[unlikely]] return run_timed_slice(slice);
+  if (!run_open(slice)) [[unlikely]] {
+    resources_.mailbox->complete(slice);
+    return false;
+  }
+  if (owner.take_up_reading()) return true;
+  resources_.running = nullptr;
+  owner.slice_is_back();
+  return true;
+}
+
+// The same of one that may be spilled the next time. Before that, none is timed that is spilled in any case.
+bool core::run_timed_slice(slice_job& slice) noexcept {
+  slot& owner = *slice.owner;
+  const bool watched = owner.listener->spill == spilling::when_slow;
+  const bool timed = watched && resources_.timing.singly();
+  const std::int64_t begun = timed ? resources_.beginning_of_slice() : resources_.now_ns;
+  if (!run_open(slice)) {
     if (watched) slice.ran_ns = sys::monotonic_ns() - begun;
     resources_.mailbox->complete(slice);
     return false;
   }
-  ++resources_.steps;
-  if (watched) [[unlikely]] {
-    if (timed) {
-      slice.ran_ns = resources_.end_of_slice(begun, owner.listener->spill_budget_ns);
-    } else {
-      resources_.count_slice();
-    }
+  if (timed) {
+    slice.ran_ns = resources_.end_of_slice(begun, owner.listener->spill_budget_ns);
+  } else if (watched) {
+    resources_.count_slice();
   }
   if (owner.take_up_reading()) return true;
   resources_.running = nullptr;

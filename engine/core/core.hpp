@@ -66,6 +66,17 @@ class core {
   // 0: no such slice runs. Numbers are not used again.
   [[nodiscard]] std::uint64_t slice_number() const noexcept { return slice_.load(std::memory_order_relaxed); }
   [[nodiscard]] bool take_over(std::uint64_t number) noexcept;
+  // Any thread: since when this slice is known to run, if it runs now: if the first event of a turn has brought it, since
+  // the turn began; else since `now_ns`.
+  [[nodiscard]] std::int64_t slice_runs_since(std::uint64_t number, std::int64_t now_ns) const noexcept {
+    return first_of_turn_.load(std::memory_order_acquire) == number ? turn_began_ns_.load(std::memory_order_relaxed) : now_ns;
+  }
+  // Any thread: how long this turn of the loop has lasted.
+  [[nodiscard]] std::int64_t turn_lasts_ns(std::int64_t now_ns) const noexcept {
+    return now_ns - turn_began_ns_.load(std::memory_order_relaxed);
+  }
+  // On the core's thread.
+  void count_refused_deputy() noexcept { ++resources_.counters.takeover_refused; }
   // Before run(): the slices of coroutine handlers are open to takeovers.
   void open_to_takeover() noexcept { resources_.open_to_takeover = true; }
   void run_by(pid_t thread) noexcept { thread_.store(thread, std::memory_order_relaxed); }
@@ -99,8 +110,10 @@ class core {
   [[gnu::hot]] void begin_turn() noexcept;
   [[gnu::hot]] bool dispatch_batch() noexcept;
   [[gnu::hot]] bool run_slices() noexcept { return resources_.slices.empty() || run_waiting_slices(); }
-  bool run_waiting_slices() noexcept;
-  bool run_slice(slice_job& slice) noexcept;
+  [[gnu::hot]] bool run_waiting_slices() noexcept;
+  [[gnu::hot]] bool run_slice(slice_job& slice) noexcept;
+  bool run_timed_slice(slice_job& slice) noexcept;
+  [[nodiscard]] bool run_open(slice_job& slice) noexcept;
   [[gnu::hot]] std::int64_t sleep_limit() noexcept;
   void prefetch(const epoll_event& event) const noexcept;
   void dispatch(const epoll_event& event) noexcept;
@@ -135,6 +148,9 @@ class core {
   bool begun_ = false;
   std::uint64_t slices_run_ = 0;
   alignas(base::cache_line_bytes) std::atomic<std::uint64_t> slice_{0};
+  // Of this turn, if the core is open to takeovers: its first slice, if an event brings it, and when the turn began.
+  std::atomic<std::uint64_t> first_of_turn_{0};
+  std::atomic<std::int64_t> turn_began_ns_{0};
   std::atomic<pid_t> thread_{0};
   bool halting_ = false;   // what is left waits for helpers
   bool given_up_ = false;  // and was given up

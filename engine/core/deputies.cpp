@@ -89,25 +89,30 @@ void deputies::take_charge(member& self) noexcept {
   sys::move_this_thread(settings_.core_cpus);
   if (settings_.signal != 0) sys::let_signal_through(settings_.signal);
   core_.run_by(self.id);
-  bool somebody_stands_by = false;
+  bool alone = false;
   {
     const std::lock_guard lock(mutex_);
     for (auto& other : members_) {
-      if (other.get() == &self) continue;
-      if (other->now == state::running) {
-        other->now = state::lost;
-        // Else it would share the core's CPU with the core, if it computes.
-        if (!settings_.helper_cpus.empty()) sys::move_thread(other->id, settings_.helper_cpus);
-      }
-      somebody_stands_by = somebody_stands_by || other->now == state::standing_by || other->now == state::starting;
+      if (other.get() == &self || other->now != state::running) continue;
+      other->now = state::lost;
+      // Else it would share the core's CPU with the core, if it computes.
+      if (!settings_.helper_cpus.empty()) sys::move_thread(other->id, settings_.helper_cpus);
     }
     self.now = state::running;
+    alone = !has_another(&self);
   }
-  if (!somebody_stands_by) start_one();
+  if (alone) start_one();
+}
+
+bool deputies::has_another(const member* self) const noexcept {
+  return std::any_of(members_.begin(), members_.end(), [self](const auto& each) {
+    return each.get() != self && (each->now != state::running && each->now != state::lost && each->now != state::ended);
+  });
 }
 
 void deputies::start_one() noexcept {
   member* made = nullptr;
+  lacks_one_.store(false, std::memory_order_relaxed);
   try {
     const std::lock_guard lock(mutex_);
     if (members_.size() > settings_.most) return;
@@ -121,6 +126,21 @@ void deputies::start_one() noexcept {
     members_.pop_back();
   } catch (const std::bad_alloc&) {
   }
+  core_.count_refused_deputy();
+  lacks_one_.store(true, std::memory_order_relaxed);
+}
+
+void deputies::mend() noexcept {
+  if (!lacks_one()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return;
+    if (has_another(nullptr)) {  // one that was kept is back
+      lacks_one_.store(false, std::memory_order_relaxed);
+      return;
+    }
+  }
+  start_one();
 }
 
 void deputies::call(std::uint64_t number) noexcept {
@@ -162,20 +182,49 @@ bool deputies::join() noexcept {
 }
 
 void takeover_watch::start(const std::string& name) {
-  thread_.start([this] { look(); }, after_ns_ / 2, name.substr(0, 8) + "/deputy");
+  thread_.start([this] { look(); }, period_ns(), slack_ns(), name.substr(0, 8) + "/deputy");
 }
 
 void takeover_watch::look() noexcept {
-  const std::int64_t now = sys::monotonic_ns();
-  for (watched& w : cores_) {
-    const std::uint64_t number = w.which->slice_number();
-    if (number == 0 || number != w.number) {
-      w.number = number;
-      w.since_ns = now;
-    } else if (now - w.since_ns >= after_ns_) {
-      w.threads->call(number);
+  constexpr std::int64_t exactly = 50'000;  // the kernel's default
+  for (bool suspects = false;; suspects = true) {
+    const std::int64_t now = sys::monotonic_ns();
+    std::int64_t next = 0;
+    for (watched& w : cores_) {
+      const std::int64_t soon = look_at(w, now);
+      if (soon > 0) next = next == 0 ? soon : std::min(next, soon);
     }
+    if (next == 0 || thread_.stopping()) {
+      if (suspects) sys::set_timer_slack(slack_ns());
+      return;
+    }
+    if (!suspects) sys::set_timer_slack(exactly);
+    thread_.sleep(next);
   }
+}
+
+// When to look again; 0: at the next occasion.
+std::int64_t takeover_watch::look_at(watched& w, std::int64_t now_ns) const noexcept {
+  constexpr std::int64_t mend_interval_ns = 1'000'000'000;
+  if (w.threads->lacks_one() && now_ns - w.mended_at_ns >= mend_interval_ns) {
+    w.mended_at_ns = now_ns;
+    (void)w.which->mailbox()->post(detail::message([threads = std::weak_ptr<deputies>(w.threads)](core_resources&) {
+      if (const auto still_there = threads.lock()) still_there->mend();
+    }));
+  }
+  const std::uint64_t number = w.which->slice_number();
+  if (number == 0 || number != w.number) {
+    w.number = number;
+    w.called = false;
+    if (number == 0) return 0;
+    w.since_ns = w.which->slice_runs_since(number, now_ns);
+  }
+  if (now_ns - w.since_ns >= after_ns_) {
+    w.threads->call(number);
+    w.called = true;
+  }
+  const bool suspected = !w.called && w.which->turn_lasts_ns(now_ns) >= after_ns_ / 4;
+  return suspected ? std::max<std::int64_t>(w.since_ns + after_ns_ - now_ns, 1) : 0;
 }
 
 }  // namespace percore::engine

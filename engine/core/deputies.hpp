@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/types.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -47,6 +48,10 @@ class deputies : public std::enable_shared_from_this<deputies> {
   // still runs.
   void call(std::uint64_t number) noexcept;
 
+  // Any thread: the kernel has refused the one that was to stand by. To be mended on the core's thread.
+  [[nodiscard]] bool lacks_one() const noexcept { return lacks_one_.load(std::memory_order_relaxed); }
+  void mend() noexcept;
+
   // Once the core has ended: waits for all threads but those that are still in a slice, which are left to themselves.
   // False: the thread that called serve() is one of them.
   bool join() noexcept;
@@ -65,6 +70,7 @@ class deputies : public std::enable_shared_from_this<deputies> {
   void serve_as(member& self, bool running) noexcept;
   bool wait_for_call(member& self) noexcept;  // false: the core has ended
   void take_charge(member& self) noexcept;
+  [[nodiscard]] bool has_another(const member* self) const noexcept;  // that stands by, or will; under the lock
   void start_one() noexcept;
 
   const settings settings_;
@@ -74,9 +80,11 @@ class deputies : public std::enable_shared_from_this<deputies> {
   std::condition_variable changed_;
   std::vector<std::unique_ptr<member>> members_;
   bool ended_ = false;
+  std::atomic<bool> lacks_one_{false};
 };
 
-// Looks which slices last too long.
+// Looks which slices last too long. Nearly always none does, so it looks with the kernel's tick, and exactly only at a
+// core whose turn has already lasted long.
 class takeover_watch {
  public:
   explicit takeover_watch(std::int64_t after_ns) noexcept : after_ns_(after_ns) {}
@@ -92,9 +100,16 @@ class takeover_watch {
     std::shared_ptr<deputies> threads;
     std::uint64_t number = 0;  // of the slice, as last seen
     std::int64_t since_ns = 0;
+    bool called = false;             // somebody, for this slice
+    std::int64_t mended_at_ns = 0;   // or tried to
   };
 
   void look() noexcept;
+  [[nodiscard]] std::int64_t look_at(watched& which, std::int64_t now_ns) const noexcept;
+
+  // Between two looks, at least; and how much later the second may come.
+  [[nodiscard]] std::int64_t period_ns() const noexcept { return after_ns_ / 2; }
+  [[nodiscard]] std::int64_t slack_ns() const noexcept { return after_ns_ * 2 / 5; }
 
   const std::int64_t after_ns_;
   std::vector<watched> cores_;

@@ -98,7 +98,11 @@ void configure(listener_config& config, const listen_options& options, const ser
           "spill_budget must be from 10 us to 1 s");
   config.spill = options.spill;
   config.spill_budget_ns = std::chrono::nanoseconds(options.spill_budget).count();
-  config.detachable = options.spill != spilling::never || server.takeover.on;
+  if (options.spill != spilling::never) {
+    config.slices = slice_home::anywhere;
+  } else if (server.takeover.on) {
+    config.slices = slice_home::open;
+  }
   config.unsent_tail_bytes = static_cast<std::uint32_t>(options.unsent_tail_bytes);
   sys::validate(options.socket);
 }

@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -228,6 +229,8 @@ void let_signal_through(int signal) noexcept {
   (void)sigaddset(&one, signal);
   (void)pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
 }
+
+void set_timer_slack(std::int64_t ns) noexcept { (void)::prctl(PR_SET_TIMERSLACK, static_cast<unsigned long>(ns)); }
 
 core_thread& core_thread::operator=(core_thread&& other) noexcept {
   if (this != &other) {

@@ -73,5 +73,8 @@ void name_this_thread(const std::string& name) noexcept;
 void move_this_thread(const std::vector<unsigned>& cpus) noexcept;
 void move_thread(pid_t thread, const std::vector<unsigned>& cpus) noexcept;  // another one, by its gettid(2)
 void let_signal_through(int signal) noexcept;
+// How much later than asked for a sleep of the calling thread may end (PR_SET_TIMERSLACK, prctl(2)): with the clock's tick
+// or another timer, if one comes, for which no timer needs to be set.
+void set_timer_slack(std::int64_t ns) noexcept;
 
 }  // namespace percore::sys

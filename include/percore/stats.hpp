@@ -84,6 +84,7 @@ struct core_stats {
   std::uint64_t spilled = 0;             // slices of coroutine handlers run by helpers: see listen_options::spill
   std::uint64_t spill_begins = 0;        // times a listener became slow (spilling::when_slow)
   std::uint64_t takeovers = 0;           // times another thread took the core over: see takeover_options
+  std::uint64_t takeover_refused = 0;    // times the kernel refused a thread that was to stand by; tried again each second
   std::uint64_t stalls = 0;              // times that something kept the core longer than stall_options::threshold
 
   // TLS, for listeners and start_tls alike.

@@ -2,7 +2,10 @@
 #include <doctest/doctest.h>
 
 #include <sched.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -13,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/child_process.hpp"
 #include "tests/support/clean_process.hpp"
 #include "tests/support/every_wire.hpp"
 #include "tests/support/test_server.hpp"
@@ -658,6 +662,72 @@ TEST_CASE_FIXTURE(clean_process, "spill: a helper cannot wait for the end of its
   peer.send_all("x");
   CHECK(said.take().find("cannot wait") != std::string::npos);
   server->wait();
+}
+
+// What a handler does to the connection of another one, on its core or not.
+void use_another(spilling spill, bool takeover, void (*use)(connection&)) {
+  std::atomic<connection*> other{nullptr};
+  server_options options = one_core();
+  options.takeover.on = takeover;
+  listen_options listening;
+  listening.spill = spill;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        connection* first = nullptr;
+        if (other.compare_exchange_strong(first, &conn)) {
+          while (co_await conn.read()) {
+          }
+        } else {
+          (void)co_await conn.read();
+          use(*first);
+          co_await conn.write("used");
+        }
+      },
+      options, listening);
+  client one = server.connect();
+  CHECK(eventually([&] { return other.load() != nullptr; }));
+  client two = server.connect();
+  two.send_all("use it");
+  CHECK(two.recv_exactly(4) == "used");
+}
+
+TEST_CASE_FIXTURE(clean_process, "spill: a handler away from its core leaves other connections alone, or the program ends") {
+  void (*use)(connection&) = nullptr;
+  SUBCASE("try_write") {
+    use = [](connection& other) { (void)other.try_write("unasked"); };
+  }
+  SUBCASE("close") {
+    use = [](connection& other) { other.close(); };
+  }
+  SUBCASE("reset") {
+    use = [](connection& other) { other.reset(); };
+  }
+  SUBCASE("shutdown_write") {
+    use = [](connection& other) { other.shutdown_write(); };
+  }
+  SUBCASE("set_read_timeout") {
+    use = [](connection& other) { other.set_read_timeout(1min); };
+  }
+  SUBCASE("emplace_context") {
+    use = [](connection& other) { other.emplace_context<int>(1); };
+  }
+#ifndef NDEBUG
+  SUBCASE("a write that needs not wait") {
+    use = [](connection& other) { (void)other.write("unasked").await_ready(); };
+  }
+#endif
+  for (const bool takeover : {false, true}) {
+    CAPTURE(takeover);
+    child_process careless([&](const child_process::parent&) {
+      const rlimit no_dump{0, 0};
+      ::setrlimit(RLIMIT_CORE, &no_dump);
+      ::signal(SIGABRT, SIG_DFL);  // instead of the test framework's
+      ::close(2);                  // the message is not this test's
+      use_another(takeover ? spilling::never : spilling::always, takeover, use);
+    });
+    CHECK(careless.wait() == 128 + SIGABRT);
+  }
+  use_another(spilling::never, false, use);
 }
 
 TEST_CASE_FIXTURE(clean_process, "spill: a budget outside of its range is refused") {

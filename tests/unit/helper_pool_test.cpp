@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "engine/sys/calls.hpp"
+#include "tests/support/bare_core.hpp"
 #include "tests/support/clean_process.hpp"
 #include "tests/support/waiting.hpp"
 
@@ -80,11 +81,15 @@ class pool_owner {
   }
   // One turn: how many jobs came back.
   std::size_t turn() {
+    return turn([](detail::completion& done) { ++static_cast<counted_job&>(done).deliveries; });
+  }
+  template <class Deliver>
+  std::size_t turn(Deliver deliver) {
     std::size_t count = 0;
     for (detail::completion* next = box_->take_completed(); next != nullptr; ++count) {
       detail::completion& done = *next;
       next = done.next_completed;
-      ++static_cast<counted_job&>(done).deliveries;
+      deliver(done);
       pool_->delivered(now());
     }
     if (pool_->growing()) pool_->grow(now());
@@ -467,6 +472,76 @@ TEST_CASE_FIXTURE(clean_process, "helper pool: sleeps that end for no reason do 
     CHECK(job.runs == 1);
   }
 }
+#endif
+
+#ifndef PERCORE_FAULTS  // once is enough
+
+// A job that has a slot, as a connection of a blocking handler has.
+struct slot_job : detail::job {
+  engine::slot* held = nullptr;
+  std::uint64_t trips = 0;
+};
+
+// Slots are taken from the core's ring, go to helpers and come back to it, as those of blocking connections do: as often
+// as they went, each to the connection that it was, and in the end all are there.
+TEST_CASE_FIXTURE(clean_process, "helper pool: ten million slots go to helpers and return to their ring, and none is lost") {
+  constexpr std::uint32_t slots = 256;
+  constexpr std::uint64_t trips = sanitized ? 100'000 : 10'000'000;
+  bare_core core(slots);
+  engine::slot_pool& ring = core->slots;
+  pool_owner owner(settings_of(4, slots));
+  std::vector<slot_job> jobs(slots);
+  std::vector<slot_job*> idle;
+  for (slot_job& job : jobs) {
+    // On the helper: what belongs to it meanwhile is written, and must be read on the core.
+    job.work = [](detail::job& base, helpers::helper&) noexcept {
+      auto& self = static_cast<slot_job&>(base);
+      ++self.trips;
+      self.held->read_timeout_ms = self.held->index;
+    };
+    idle.push_back(&job);
+  }
+  std::uint64_t gone = 0;
+  std::uint64_t back = 0;
+  std::uint64_t wrong = 0;
+  const std::int64_t patience = pool_owner::now() + 300'000'000'000;
+  while (back < trips) {
+    while (gone < trips && !idle.empty()) {
+      engine::slot* taken = ring.take(*core);
+      if (taken == nullptr) break;
+      slot_job& job = *idle.back();
+      idle.pop_back();
+      job.held = taken;
+      taken->read_timeout_ms = slots;
+      if (owner->submit(job, pool_owner::now()) == submission::refused) ++wrong;
+      ++gone;
+    }
+    const std::uint64_t before = back;
+    owner.turn([&](detail::completion& done) {
+      auto& job = static_cast<slot_job&>(static_cast<detail::job&>(done));
+      if (job.held->read_timeout_ms != job.held->index) ++wrong;
+      ring.give_back(*job.held);
+      idle.push_back(&job);
+      ++back;
+    });
+    const std::uint32_t freed = ring.end_of_turn();
+    if (freed != back - before) ++wrong;
+    if (back == before) {
+      std::this_thread::yield();
+      if (pool_owner::now() > patience) break;
+    }
+  }
+  CHECK(back == trips);
+  CHECK(wrong == 0);
+  CHECK(ring.in_use() == 0);
+  std::uint64_t counted = 0;
+  for (const slot_job& job : jobs) counted += job.trips;
+  CHECK(counted == trips);
+  std::set<engine::slot*> all;
+  while (engine::slot* taken = ring.take(*core)) all.insert(taken);
+  CHECK(all.size() == slots);
+}
+
 #endif
 
 }  // namespace

@@ -71,6 +71,7 @@ void print_stats(const percore::server_stats& all) {
       {"spilled", s.spilled},
       {"spill_begins", s.spill_begins},
       {"takeovers", s.takeovers},
+      {"takeover_refused", s.takeover_refused},
       {"helpers_most_alive", s.helpers.most_alive},
       {"helpers_spawned", s.helpers.spawned},
       {"helpers_retired", s.helpers.retired},
