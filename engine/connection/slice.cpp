@@ -108,28 +108,38 @@ void slice_job::free_idle(core_resources& core) noexcept {
 // Leaving ---------------------------------------------------------------------------------------------------
 
 // False: there is no memory for it.
-[[gnu::always_inline]] inline bool slot::leave_core(std::coroutine_handle<> handle) noexcept {
-  core_resources& from = *core;
-  if (slice == nullptr) slice = slice_job::take(*this, from);
+bool slot::leave_core(std::coroutine_handle<> handle) noexcept {
+  if (slice == nullptr) slice = slice_job::take(*this, *core);
   if (slice == nullptr) [[unlikely]] return false;
+  wait_for_the_loop(handle);
+  return true;
+}
+
+[[gnu::always_inline]] inline void slot::wait_for_the_loop(std::coroutine_handle<> handle) noexcept {
   slice_job& leaving = *slice;
   leaving.next = handle;
   leaving.where = slice_job::place::on_core;
   phase = slot_phase::away;
   operations = away_operations;
-  from.slices.push_back(leaving);
-  return true;
+  core->slices.push_back(leaving);
 }
 
 void slot::resume_detachable(std::coroutine_handle<> handle) noexcept {
-  if (slice != nullptr) [[unlikely]] {
+  if (slice != nullptr || slices != slice_home::open || core->idle_slices == nullptr) [[unlikely]] {
+    resume_anywhere(handle);
+    return;
+  }
+  slice = slice_job::take(*this, *core);
+  wait_for_the_loop(handle);
+}
+
+void slot::resume_anywhere(std::coroutine_handle<> handle) noexcept {
+  if (slice != nullptr) {
     slice->operations = 0;
     if (slice->settling) {
       slice->add_runnable(handle);
       return;
     }
-  } else if (slices == slice_home::open && leave_core(handle)) {
-    return;
   }
   go_on(handle);
 }
@@ -376,24 +386,25 @@ bool slot::take_up_reading() noexcept {
                              (doomed != slot_doom::none) | fin_pending | on.stopping;
   if (anything_else || job.request_count != 1 || job.requests[0].start != read_on || begin != end || root.done()) return false;
   phase = slot_phase::running;
-  job.where = slice_job::place::nowhere;
   job.request_count = 0;
   job.view_released = false;  // reading releases it
   if (job.bytes_sent != 0) {
     on.counters.bytes_sent.add(std::exchange(job.bytes_sent, 0));
     note_activity();
   }
-  operations = job.operations + (operations - away_operations);
   const std::coroutine_handle<> waiter = job.requests[0].waiter;
-  if (!wait_to_read(waiter) && read_on(this, waiter)) [[unlikely]] {
-    on.running = nullptr;
-    job.operations = operations;
-    job.add_runnable(waiter);
-    go_on_with_runnable();
-    return true;
+  if (!wait_to_read(waiter)) [[unlikely]] {
+    operations = job.operations + (operations - away_operations);
+    if (read_on(this, waiter)) {
+      on.running = nullptr;
+      job.operations = operations;
+      job.add_runnable(waiter);
+      go_on_with_runnable();
+      return true;
+    }
   }
   on.running = nullptr;
-  job.operations = 0;
+  operations = job.operations = 0;  // what it goes on with begins anew
   slice_job::give_back_clean(std::exchange(slice, nullptr), on);
   return true;
 }
