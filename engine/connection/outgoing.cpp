@@ -50,6 +50,7 @@ void slot::open_outgoing(int connected_fd, const percore::peer_address& to, outg
 
 // An operation is about to be waited for, in whatever runs now.
 void slot::note_host() noexcept {
+  check_use(*this);
   PERCORE_ASSERT(dialled, "an operation of a connection is awaited by another's handler");
   const host_ref waiter = host_ref::of_running(*core);
   PERCORE_ASSERT(out().host == waiter || !is_waited_for() || !out().host.alive(),

@@ -93,7 +93,8 @@ task<> serve_proxied(connection& conn, const listener_config& how) {
     const bool secured = co_await server_tls(s);
     if (!secured) co_return;
   }
-  s.slices = how.slices;  // from the handler's first wait on
+  s.slices = how.slices;
+  if (s.slices != slice_home::core) co_await conn.yield();  // goes on where it belongs
   const task<> served = how.handler(conn);
   if (!served) throw std::bad_alloc();
   co_await served;

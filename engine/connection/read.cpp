@@ -301,6 +301,7 @@ bool slot::read_failed(int value) noexcept {
 
 namespace percore {
 
+using engine::check_use_in_debug_builds;
 using engine::read_kind;
 using engine::slot;
 
@@ -381,6 +382,7 @@ bool detail::read_full_awaiter::await_resume() const noexcept {
 
 [[gnu::hot]] void connection::unread(std::size_t count) {
   slot& s = slot::of(*this);
+  check_use_in_debug_builds(s);
   if (count > s.view_size) {
     throw std::length_error("percore: unread() of more bytes than the last view holds, or after it has ended");
   }
@@ -390,6 +392,7 @@ bool detail::read_full_awaiter::await_resume() const noexcept {
 
 [[gnu::hot]] void connection::release_view() noexcept {
   slot& s = slot::of(*this);
+  check_use_in_debug_builds(s);
   s.view_size = 0;
   if (s.is_away()) {
     s.slice->view_released = true;

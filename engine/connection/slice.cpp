@@ -21,7 +21,8 @@ constexpr std::size_t most_put_off_messages = 4096;
 
 // Kept by a core for its next connections, about 1 kB each.
 constexpr std::size_t most_idle = 1024;
-constexpr std::size_t most_kept_idle = 4096;
+// What one keeps for its next try_write, while it waits and when it is idle.
+constexpr std::size_t most_kept_bytes = 4096;
 
 // -EINTR when there are more pieces than are sent on the spot.
 ssize_t send_few(int fd, const bytes_view* first, std::size_t count, int flags) noexcept {
@@ -92,8 +93,7 @@ void slice_job::give_back(slice_job* unused, core_resources& core) noexcept {
   unused->ran_ns = 0;
   unused->kept.clear();
   unused->calls.clear();
-  unused->messages.clear();
-  if (unused->kept.capacity() > most_kept_idle) unused->kept.shrink_to_fit();
+  unused->messages = std::vector<detail::message>();
   give_back_clean(unused, core);
 }
 
@@ -492,6 +492,7 @@ void slot::settle_rare() noexcept {
     (void)try_write_now(job.kept);
     job.kept.clear();
   }
+  if (job.kept.capacity() > most_kept_bytes) job.kept = std::vector<std::byte>();
   for (auto& call : job.calls) (void)detail::submit_detached(std::move(call), true);
   job.calls.clear();
 }

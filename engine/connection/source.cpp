@@ -1,6 +1,7 @@
 // Writes whose bytes are not the caller's memory (a file, a pipe). They wait, time out and end as any write does; only the
 // step that gives bytes to the socket is the source's own.
 
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
@@ -13,6 +14,7 @@ constexpr unsigned steps_in_a_row = 8;
 }  // namespace
 
 bool slot::start_source(detail::write_source& from) noexcept {
+  check_use_in_debug_builds(*this);
   PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
   const bool in_turn = ++operations <= core->operations_per_turn;
   if (ended || sending_done || is_shaking_hands()) {

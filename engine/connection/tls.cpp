@@ -6,6 +6,7 @@
 #include <openssl/err.h>
 
 #include "engine/connection/milliseconds.hpp"
+#include "engine/connection/slice.hpp"
 #include "engine/connection/slot.hpp"
 
 namespace percore::engine {
@@ -162,6 +163,7 @@ void slot::note_handshake_failure() noexcept {
 // STARTTLS --------------------------------------------------------------------------------------------------
 
 bool slot::begin_start_tls(const tls_context& with, buffered_plaintext policy) noexcept {
+  check_use(*this);
   PERCORE_ASSERT(reading == read_kind::none && !writing, "start_tls while the connection is read or written");
   PERCORE_ASSERT(!encrypted, "start_tls on a connection that is encrypted already");
   reading = read_kind::start_tls;

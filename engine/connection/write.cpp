@@ -15,8 +15,8 @@ namespace percore::engine {
 
 bool slot::start_write(const bytes_view* first, std::size_t count, bool last) noexcept {
   const bool in_turn = ++operations <= core->operations_per_turn;  // away from the core it never is
-  PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
   check_use_in_debug_builds(*this);
+  PERCORE_ASSERT(!writing, "a connection is written by two coroutines at once");
   if (!in_turn && is_away()) return write_away(first, count, last);
   if (last && dialled) [[unlikely]] {
     // resume() looks after a FIN that waits only for connections with a handler of their own.

@@ -176,7 +176,8 @@ bool core::turn() noexcept {
 
 void core::begin_turn() noexcept {
   // Else the thread that has lost this core has left events, or what comes behind them.
-  if (!std::exchange(turn_interrupted_, false)) {
+  const bool interrupted = std::exchange(turn_interrupted_, false);
+  if (!interrupted) {
     const std::int64_t limit = sleep_limit();
     batch_ = resources_.poller.wait(limit);
     next_event_ = 0;
@@ -188,7 +189,7 @@ void core::begin_turn() noexcept {
   resources_.now_ns = sys::monotonic_ns();
   if (resources_.open_to_takeover) {
     turn_began_ns_.store(resources_.now_ns, std::memory_order_relaxed);
-    first_of_turn_.store(slices_run_ + 1, std::memory_order_release);
+    first_of_turn_.store(interrupted || batch_.empty() ? 0 : slices_run_ + 1, std::memory_order_release);
   }
 }
 
@@ -198,9 +199,9 @@ bool core::dispatch_batch() noexcept {
     if (next_event_ < batch_.size()) prefetch(batch_[next_event_]);
     dispatch(event);
     if (!run_slices()) return false;
+    // What comes between here and the next slice may take long, and is not that slice's doing.
+    if (resources_.open_to_takeover) first_of_turn_.store(0, std::memory_order_relaxed);
   }
-  // What comes between here and the next slice may take long, and is not that slice's doing.
-  if (resources_.open_to_takeover) first_of_turn_.store(0, std::memory_order_relaxed);
   return true;
 }
 

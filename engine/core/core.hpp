@@ -64,7 +64,7 @@ class core {
   // what it still has to do.
   //
   // 0: no such slice runs. Numbers are not used again.
-  [[nodiscard]] std::uint64_t slice_number() const noexcept { return slice_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t slice_number() const noexcept { return slice_.load(std::memory_order_acquire); }
   [[nodiscard]] bool take_over(std::uint64_t number) noexcept;
   // Any thread: since when this slice is known to run, if it runs now: if the first event of a turn has brought it, since
   // the turn began; else since `now_ns`.

@@ -186,7 +186,6 @@ void takeover_watch::start(const std::string& name) {
 }
 
 void takeover_watch::look() noexcept {
-  constexpr std::int64_t exactly = 50'000;  // the kernel's default
   for (bool suspects = false;; suspects = true) {
     const std::int64_t now = sys::monotonic_ns();
     std::int64_t next = 0;
@@ -198,8 +197,8 @@ void takeover_watch::look() noexcept {
       if (suspects) sys::set_timer_slack(slack_ns());
       return;
     }
-    if (!suspects) sys::set_timer_slack(exactly);
-    thread_.sleep(next);
+    if (!suspects) sys::set_timer_slack(sys::usual_timer_slack_ns);
+    thread_.sleep(std::min(next, period_ns()));  // others are looked at as often as ever
   }
 }
 

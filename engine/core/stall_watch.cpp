@@ -90,7 +90,7 @@ void stall_watch::add(core& which) {
 }
 
 void stall_watch::start() {
-  thread_.start([this] { look(); }, threshold_ns_ / 2, threshold_ns_ / 4, name_);
+  thread_.start([this] { look(); }, threshold_ns_ / 2, sys::usual_timer_slack_ns, name_);
 }
 
 void stall_watch::look() noexcept {

@@ -76,5 +76,6 @@ void let_signal_through(int signal) noexcept;
 // How much later than asked for a sleep of the calling thread may end (PR_SET_TIMERSLACK, prctl(2)): with the clock's tick
 // or another timer, if one comes, for which no timer needs to be set.
 void set_timer_slack(std::int64_t ns) noexcept;
+inline constexpr std::int64_t usual_timer_slack_ns = 50'000;  // the kernel's default
 
 }  // namespace percore::sys

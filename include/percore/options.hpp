@@ -102,7 +102,7 @@ struct stall_options {
 // and all else stay as they are, and percore::offload(f) still goes to a helper. Functions given to post() keep their core.
 struct takeover_options {
   bool on = false;
-  // 1 ms to 1 h; it may take nearly as long again until it is noticed. Who watches looks twice in that time.
+  // 1 ms to 1 h; it may take nearly as long again until it is noticed, most often less.
   std::chrono::milliseconds after{5};
   // Of each core, besides the one that runs it: those that stand by, and those that are kept. 1 to 1024. When all are
   // kept, the core waits. One is started with the core, others as needed: a thread whenever the core is taken over and
@@ -187,8 +187,8 @@ struct server_options {
 // changes for a handler whose slices may run on helpers:
 // - Another slice may run on another thread: nothing of a thread may be kept across a co_await (thread_local, locks).
 // - What handlers share with others, even of the same core, they share with other threads.
-// - Other connections, even of the same core, are reached through their handles only. Who uses one itself ends the program
-//   with a message; a read or a write that needs not wait is found in debug builds only.
+// - Other connections, even of the same core, are reached through their handles only. A debug build ends the program with a
+//   message when a handler uses one itself; a release build does when that would change it, or wait for it.
 // - All functions of the connection work as ever. What needs the core (everything that is awaited except most writes;
 //   close, reset, shutdown_write, what try_write has accepted) is done when the slice ends, so error(), fd() and
 //   unsent_bytes() do not know of it before. conn.offload(f) and percore::offload(f) call f at once: a helper is there already.

@@ -158,6 +158,28 @@ TEST_CASE_FIXTURE(clean_process, "proxy_protocol: blocking handlers have none") 
   CHECK_THROWS_AS(one.listen("127.0.0.1:0", blocking([](blocking_connection&) {}), behind({})), std::invalid_argument);
 }
 
+TEST_CASE_FIXTURE(clean_process, "proxy_protocol: what came with the header is served where the listener's handlers run") {
+  listen_options listening = behind({"127.0.0.0/8"});
+  listening.spill = spilling::always;
+  channel<std::thread::id> served;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        served.put(std::this_thread::get_id());
+        const bytes_view data = co_await conn.read();
+        served.put(std::this_thread::get_id());
+        co_await conn.write(data);
+      },
+      one_core(), listening);
+  client peer = server.connect();
+  peer.send_all(text_header + "ping");
+  CHECK(peer.recv_exactly(4) == "ping");
+  channel<std::thread::id> told;
+  server->post(0, [&] { told.put(std::this_thread::get_id()); });
+  const std::thread::id core = told.take();
+  CHECK(served.take() != core);
+  CHECK(served.take() != core);
+}
+
 TEST_CASE_FIXTURE(clean_process, "proxy_protocol: dial says on whose behalf") {
   bool tls = false;
   int version = 2;

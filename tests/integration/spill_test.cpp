@@ -1,6 +1,7 @@
 // Slices of coroutine handlers on helper threads: listen_options::spill.
 #include <doctest/doctest.h>
 
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -35,6 +36,12 @@ std::thread::id thread_of_core(test_server& server) {
   channel<std::thread::id> told;
   server->post(0, [&] { told.put(std::this_thread::get_id()); });
   return told.take();
+}
+
+// By everybody in this process.
+std::size_t allocated_bytes() {
+  const auto info = ::mallinfo2();
+  return info.uordblks + info.hblkhd;
 }
 
 // It runs something that was posted now.
@@ -664,6 +671,38 @@ TEST_CASE_FIXTURE(clean_process, "spill: a helper cannot wait for the end of its
   server->wait();
 }
 
+TEST_CASE_FIXTURE(clean_process, "spill: what try_write has kept is not kept for ever") {
+  if (sanitized) return;  // whose allocator tells nothing
+  constexpr std::size_t big = 4 * 1024 * 1024;
+  server_options options = one_core();
+  listen_options listening = small_send_buffer();
+  listening.unsent_tail_bytes = 2 * big;
+  SUBCASE("on a helper") { listening.spill = spilling::always; }
+  SUBCASE("open to a takeover") { options.takeover.on = true; }
+  test_server server(
+      [](connection& conn) -> task<> {
+        while (auto data = co_await conn.read()) {
+          if (data.text() == "more") {
+            (void)conn.try_write(std::string(big, 'b'));
+          } else if (!co_await conn.write(data)) {
+            break;
+          }
+        }
+      },
+      options, listening);
+  std::vector<client> peers;
+  for (int i = 0; i < 10; ++i) peers.push_back(server.connect());
+  const std::size_t before = allocated_bytes();
+  for (client& peer : peers) peer.send_all("more");
+  for (client& peer : peers) CHECK(peer.recv_exactly(big).size() == big);
+  CHECK(eventually([&] { return allocated_bytes() < before + big; }));  // while they are idle
+  for (client& peer : peers) {
+    peer.send_all("echo");
+    CHECK(peer.recv_exactly(4) == "echo");
+  }
+  CHECK(eventually([&] { return allocated_bytes() < before + big; }));
+}
+
 // What a handler does to the connection of another one, on its core or not.
 void use_another(spilling spill, bool takeover, void (*use)(connection&)) {
   std::atomic<connection*> other{nullptr};
@@ -714,6 +753,9 @@ TEST_CASE_FIXTURE(clean_process, "spill: a handler away from its core leaves oth
 #ifndef NDEBUG
   SUBCASE("a write that needs not wait") {
     use = [](connection& other) { (void)other.write("unasked").await_ready(); };
+  }
+  SUBCASE("release_view") {
+    use = [](connection& other) { other.release_view(); };
   }
 #endif
   for (const bool takeover : {false, true}) {
