@@ -171,8 +171,8 @@ struct core_resources {
   void note_slice(std::size_t number, std::int64_t ran_ns, std::int64_t ended_ns) noexcept {
     spill_gauge& gauge = gauges[number];
     if (ran_ns <= gauge.budget_ns()) return;
-    timing.long_one(ended_ns);
     if (gauge.note(ran_ns, ended_ns)) ++counters.spill_begins;
+    timing.long_one(gauge.owed_ns(), ended_ns);
   }
 
   // For a slice that is to be timed and begins now, without reading the clock if that can be.

@@ -350,13 +350,13 @@ struct alignas(base::cache_line_bytes) slot final : connection {
  private:
   [[gnu::hot]] void run_here(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void resume_detachable(std::coroutine_handle<> handle) noexcept;
-  void resume_anywhere(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] void resume_anywhere(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void go_on(std::coroutine_handle<> handle) noexcept;
-  void run_measured(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] void run_measured(std::coroutine_handle<> handle) noexcept;
   bool go_to_helpers(std::coroutine_handle<> handle) noexcept;
   bool leave_core(std::coroutine_handle<> handle) noexcept;
   void wait_for_the_loop(std::coroutine_handle<> handle) noexcept;
-  [[nodiscard]] bool slices_are_spilled() const noexcept;
+  [[nodiscard, gnu::hot]] bool slices_are_spilled() const noexcept;
   [[nodiscard]] bool over_budget() const noexcept;
   [[nodiscard]] bool sends_away() const noexcept;
   bool write_few_away(const bytes_view* first, std::size_t count, bool last) noexcept;

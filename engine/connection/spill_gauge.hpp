@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 namespace percore::engine {
 
@@ -31,6 +32,7 @@ class spill_gauge {
     return true;
   }
 
+  [[nodiscard]] std::int64_t owed_ns() const noexcept { return owed_ns_; }
   // How long what is owed can take to be paid.
   [[nodiscard]] std::int64_t memory_ns() const noexcept { return payment * most * budget_ns_; }
   [[nodiscard]] std::int64_t budget_ns() const noexcept { return budget_ns_; }
@@ -59,8 +61,10 @@ class spill_gauge {
 
 // Which slices of a core are timed at all. Nearly always all are short, and the clock is read for some of them together:
 // when `together` of them, or fewer that were the last of a turn, have taken no longer than the least budget, with all
-// that ran between them, then none of them has. When they have taken longer, nothing is held against any of them, but from
-// then on each is timed, until that could find nothing any more that a gauge would not have forgotten.
+// that ran between them, then none of them has. When they have taken longer, nothing is held against any of them, but
+// what is beyond the budget is owed here, as in a gauge, and once that is more than two budgets each slice is timed, until all
+// is paid here and in the gauges. Not for less: there is hardly a machine on which nothing takes a thread's CPU away for a
+// millisecond once a second, and to time each slice costs more than a hundredth of a short one.
 class slice_timing {
  public:
   static constexpr unsigned together = 16;
@@ -83,20 +87,31 @@ class slice_timing {
   // Some have run since the last look.
   [[nodiscard]] bool pending() const noexcept { return untimed_ != 0; }
   void look(std::int64_t now_ns) noexcept {
-    if (now_ns - since_ns_ > least_ns_) long_one(now_ns);
+    if (const std::int64_t took = now_ns - since_ns_; took > least_ns_) [[unlikely]] owe(took - least_ns_, now_ns);
     since_ns_ = now_ns;
     untimed_ = 0;
   }
-  // A slice was longer than its budget, or some together were.
-  void long_one(std::int64_t now_ns) noexcept {
+  // A slice was longer than its budget, or some together were by much; so much is owed now.
+  void long_one(std::int64_t owed_ns, std::int64_t now_ns) noexcept {
     singly_ = true;
-    until_ns_ = now_ns + memory_ns_;
+    until_ns_ = std::max(until_ns_, now_ns + std::min(spill_gauge::payment * owed_ns, memory_ns_));
   }
 
  private:
+  static constexpr std::int64_t threshold = 2;  // budgets
+
+  void owe(std::int64_t excess_ns, std::int64_t now_ns) noexcept {
+    owed_ns_ = std::max<std::int64_t>(owed_ns_ - (now_ns - owed_at_ns_) / spill_gauge::payment, 0) + excess_ns;
+    owed_at_ns_ = now_ns;
+    if (owed_ns_ <= threshold * least_ns_) return;
+    long_one(std::exchange(owed_ns_, 0), now_ns);
+  }
+
   bool singly_ = false;
   unsigned untimed_ = 0;
   std::int64_t since_ns_ = 0;
+  std::int64_t owed_ns_ = 0;
+  std::int64_t owed_at_ns_ = 0;
   std::int64_t until_ns_ = 0;
   std::int64_t least_ns_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t memory_ns_ = 0;

@@ -74,21 +74,47 @@ TEST_CASE("slice timing: short slices are looked at together, and never one by o
   CHECK(looks == 2'000);
 }
 
-TEST_CASE("slice timing: some that took longer than the least budget together are timed from then on, for a while") {
+// One slice in a turn of its own, which has taken so long.
+void one_turn(slice_timing& timing, std::int64_t& now, std::int64_t took) {
+  CHECK_FALSE(timing.count(now));
+  CHECK(timing.pending());
+  now += took;
+  timing.look(now);
+  CHECK_FALSE(timing.pending());
+}
+
+TEST_CASE("slice timing: some that took much longer than the least budget together are timed from then on, for a while") {
   slice_timing timing;
   timing.add(spill_gauge(budget));
-  CHECK_FALSE(timing.count(0));
-  CHECK(timing.pending());
-  timing.look(budget + 1);
+  std::int64_t now = 0;
+  SUBCASE("once") { one_turn(timing, now, 3 * budget + 1); }
+  SUBCASE("a little longer, often") {
+    for (int i = 0; i < 4; ++i) {
+      CHECK_FALSE(timing.singly());
+      one_turn(timing, now, 2 * budget - budget / 4);
+      now += 10 * budget;
+    }
+    now -= 10 * budget;
+  }
   CHECK(timing.singly());
-  CHECK_FALSE(timing.pending());
   const std::int64_t memory = spill_gauge::payment * spill_gauge::most * budget;
-  CHECK_FALSE(timing.over(memory));
-  CHECK(timing.over(memory + budget + 2));
+  CHECK_FALSE(timing.over(now + spill_gauge::payment * 2 * budget));
+  CHECK(timing.over(now + memory + 1));
   timing.end();
   CHECK_FALSE(timing.singly());
   CHECK_FALSE(timing.count(3 * memory));  // what was before the turn is not the slice's
   timing.look(3 * memory + budget);
+  CHECK_FALSE(timing.singly());
+}
+
+TEST_CASE("slice timing: what is a little longer now and then is forgotten") {
+  slice_timing timing;
+  timing.add(spill_gauge(budget));
+  std::int64_t now = 0;
+  for (int i = 0; i < 1'000; ++i) {
+    one_turn(timing, now, 3 * budget);
+    now += 2 * spill_gauge::payment * budget;
+  }
   CHECK_FALSE(timing.singly());
 }
 
