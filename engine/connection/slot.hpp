@@ -58,7 +58,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool fin_after_tail = false;
   bool write_ok = false;
   bool writing = false;            // a write that the socket has not taken at once: pieces and what follows hold
-  bool write_last = false;
+  slot_doom doomed = slot_doom::none;
   bool closing = false;            // close() was called: ended, but the tail is still sent
   bool resetting = false;          // close with a RST
   std::uint32_t view_size = 0;     // the last view: [begin - view_size, begin)
@@ -79,8 +79,10 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   const listener_config* listener = nullptr;
   std::int64_t last_activity_ns = 0;  // kept while `timed`
   tls::session* secure = nullptr;  // TLS: set from the beginning of its handshake to the end of the connection
-  std::uint32_t read_timeout_ms = 0;
-  std::uint32_t idle_timeout_ms = 0;
+  union {
+    slot* next_free = nullptr;  // in the phase free
+    slice_job* slice;           // in all others; none as long as no slice has been away
+  };
 
   // --- a read in progress: until, into, full ---------------------------------------------------------------
   std::byte* target = nullptr;
@@ -106,6 +108,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   slot_timer deadline_timer;  // one for all timeouts; armed for the earliest, looks again when it fires
   slot_ready ready_node;      // in core.ready, or waiting for a read buffer
   detail::sleep_awaiter* sleeper = nullptr;
+  std::uint32_t read_timeout_ms = 0;
+  std::uint32_t idle_timeout_ms = 0;
   std::uint32_t write_timeout_ms = 0;
   std::uint32_t lifetime_timeout_ms = 0;
   std::int64_t start_ns = 0;
@@ -123,12 +127,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool context_on_heap = false;
   bool relayed = false;            // a shutdown does not end its reads
   bool dialled = false;            // outgoing: `listener` is its outgoing_state, and there is no `root`
-  slot_doom doomed = slot_doom::none;
+  bool write_last = false;
   std::uint32_t zero_copy_from = 0;  // size of a write from which it is lent to the kernel; 0: none is
-  union {
-    slot* next_free = nullptr;  // in the phase free
-    slice_job* slice;           // in all others; none as long as no slice has been away
-  };
   frame_arena arena;
   detail::offload_piece* piece = nullptr;  // what the handler waits for: offloaded, or about to be answered
   union {
