@@ -104,7 +104,6 @@ void slice_job::free_idle(core_resources& core) noexcept {
   }
 }
 
-
 // Leaving ---------------------------------------------------------------------------------------------------
 
 // False: there is no memory for it.

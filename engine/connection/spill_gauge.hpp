@@ -3,19 +3,40 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <utility>
 
 namespace percore::engine {
 
+// What is owed, of which the passing of time pays a 64th of itself.
+class time_debt {
+ public:
+  static constexpr std::int64_t payment = 64;  // the part of time that pays
+
+  void pay(std::int64_t now_ns) noexcept {
+    const std::int64_t paid = (now_ns - paid_at_ns_) / payment;
+    if (paid <= 0) return;
+    owed_ns_ = std::max<std::int64_t>(owed_ns_ - paid, 0);
+    paid_at_ns_ = now_ns;
+  }
+  void add(std::int64_t ns, std::int64_t most_ns = std::numeric_limits<std::int64_t>::max()) noexcept {
+    owed_ns_ = std::min(owed_ns_ + ns, most_ns);
+  }
+  void forgive() noexcept { owed_ns_ = 0; }
+  [[nodiscard]] std::int64_t ns() const noexcept { return owed_ns_; }
+
+ private:
+  std::int64_t owed_ns_ = 0;
+  std::int64_t paid_at_ns_ = 0;
+};
+
 // Whether the handlers of one listener keep a core too long: how much of the core's time their slices take beyond what
-// each may. What is taken is owed; the passing of time pays a 64th of itself. A listener that owes more than four
+// each may. What is taken is owed. A listener that owes more than four
 // budgets has become slow, which one slice alone cannot bring about (a core's thread that the scheduler has put aside
 // looks like a slow slice); it is slow until it owes nothing: half a second after its last slow slice at the longest,
 // with the default budget. So the slow state costs a core at most a 64th of its time beyond budgets, however seldom slow
 // slices come.
 class spill_gauge {
  public:
-  static constexpr std::int64_t payment = 64;   // the part of time that pays
+  static constexpr std::int64_t payment = time_debt::payment;
   static constexpr std::int64_t threshold = 4;  // budgets
   static constexpr std::int64_t most = 16;      // budgets that can be owed
 
@@ -24,38 +45,29 @@ class spill_gauge {
   // A slice has taken so long, wherever it ran. True: by that the listener has become slow.
   bool note(std::int64_t slice_ns, std::int64_t now_ns) noexcept {
     if (slice_ns <= budget_ns_) return false;
-    pay(now_ns);
-    owed_ns_ += std::min(slice_ns - budget_ns_, threshold * budget_ns_);
-    owed_ns_ = std::min(owed_ns_, most * budget_ns_);
-    if (slow_ || owed_ns_ <= threshold * budget_ns_) return false;
+    owed_.pay(now_ns);
+    owed_.add(std::min(slice_ns - budget_ns_, threshold * budget_ns_), most * budget_ns_);
+    if (slow_ || owed_.ns() <= threshold * budget_ns_) return false;
     slow_ = true;
     return true;
   }
 
-  [[nodiscard]] std::int64_t owed_ns() const noexcept { return owed_ns_; }
+  [[nodiscard]] std::int64_t owed_ns() const noexcept { return owed_.ns(); }
   // How long what is owed can take to be paid.
   [[nodiscard]] std::int64_t memory_ns() const noexcept { return payment * most * budget_ns_; }
   [[nodiscard]] std::int64_t budget_ns() const noexcept { return budget_ns_; }
 
   [[nodiscard]] bool slow(std::int64_t now_ns) noexcept {
     if (slow_) {
-      pay(now_ns);
-      slow_ = owed_ns_ > 0;
+      owed_.pay(now_ns);
+      slow_ = owed_.ns() > 0;
     }
     return slow_;
   }
 
  private:
-  void pay(std::int64_t now_ns) noexcept {
-    const std::int64_t paid = (now_ns - paid_at_ns_) / payment;
-    if (paid <= 0) return;
-    owed_ns_ = std::max<std::int64_t>(owed_ns_ - paid, 0);
-    paid_at_ns_ = now_ns;
-  }
-
   std::int64_t budget_ns_;
-  std::int64_t owed_ns_ = 0;
-  std::int64_t paid_at_ns_ = 0;
+  time_debt owed_;
   bool slow_ = false;
 };
 
@@ -94,24 +106,24 @@ class slice_timing {
   // A slice was longer than its budget, or some together were by much; so much is owed now.
   void long_one(std::int64_t owed_ns, std::int64_t now_ns) noexcept {
     singly_ = true;
-    until_ns_ = std::max(until_ns_, now_ns + std::min(spill_gauge::payment * owed_ns, memory_ns_));
+    until_ns_ = std::max(until_ns_, now_ns + std::min(time_debt::payment * owed_ns, memory_ns_));
   }
 
  private:
   static constexpr std::int64_t threshold = 2;  // budgets
 
   void owe(std::int64_t excess_ns, std::int64_t now_ns) noexcept {
-    owed_ns_ = std::max<std::int64_t>(owed_ns_ - (now_ns - owed_at_ns_) / spill_gauge::payment, 0) + excess_ns;
-    owed_at_ns_ = now_ns;
-    if (owed_ns_ <= threshold * least_ns_) return;
-    long_one(std::exchange(owed_ns_, 0), now_ns);
+    owed_.pay(now_ns);
+    owed_.add(excess_ns);
+    if (owed_.ns() <= threshold * least_ns_) return;
+    long_one(owed_.ns(), now_ns);
+    owed_.forgive();
   }
 
   bool singly_ = false;
   unsigned untimed_ = 0;
   std::int64_t since_ns_ = 0;
-  std::int64_t owed_ns_ = 0;
-  std::int64_t owed_at_ns_ = 0;
+  time_debt owed_;
   std::int64_t until_ns_ = 0;
   std::int64_t least_ns_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t memory_ns_ = 0;

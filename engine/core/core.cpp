@@ -228,6 +228,12 @@ bool core::run_waiting_slices() noexcept {
   return true;
 }
 
+[[gnu::always_inline]] inline void core::take_back(slot& owner) noexcept {
+  if (owner.take_up_reading()) return;
+  resources_.running = nullptr;
+  owner.slice_is_back();
+}
+
 bool core::run_slice(slice_job& slice) noexcept {
   slot& owner = *slice.owner;
   if (owner.slices == slice_home::anywhere) [[unlikely]] return run_timed_slice(slice);
@@ -235,9 +241,7 @@ bool core::run_slice(slice_job& slice) noexcept {
     resources_.mailbox->complete(slice);
     return false;
   }
-  if (owner.take_up_reading()) return true;
-  resources_.running = nullptr;
-  owner.slice_is_back();
+  take_back(owner);
   return true;
 }
 
@@ -257,9 +261,7 @@ bool core::run_timed_slice(slice_job& slice) noexcept {
   } else if (watched) {
     resources_.count_slice();
   }
-  if (owner.take_up_reading()) return true;
-  resources_.running = nullptr;
-  owner.slice_is_back();
+  take_back(owner);
   return true;
 }
 

@@ -114,6 +114,7 @@ class core {
   [[gnu::hot]] bool run_slice(slice_job& slice) noexcept;
   bool run_timed_slice(slice_job& slice) noexcept;
   [[nodiscard]] bool run_open(slice_job& slice) noexcept;
+  void take_back(slot& owner) noexcept;  // whose slice has run, and the core is not lost
   [[gnu::hot]] std::int64_t sleep_limit() noexcept;
   void prefetch(const epoll_event& event) const noexcept;
   void dispatch(const epoll_event& event) noexcept;

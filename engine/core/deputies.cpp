@@ -106,7 +106,8 @@ void deputies::take_charge(member& self) noexcept {
 
 bool deputies::has_another(const member* self) const noexcept {
   return std::any_of(members_.begin(), members_.end(), [self](const auto& each) {
-    return each.get() != self && (each->now != state::running && each->now != state::lost && each->now != state::ended);
+    const bool free = each->now == state::starting || each->now == state::standing_by || each->now == state::called;
+    return free && each.get() != self;
   });
 }
 

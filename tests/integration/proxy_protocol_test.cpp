@@ -173,9 +173,7 @@ TEST_CASE_FIXTURE(clean_process, "proxy_protocol: what came with the header is s
   client peer = server.connect();
   peer.send_all(text_header + "ping");
   CHECK(peer.recv_exactly(4) == "ping");
-  channel<std::thread::id> told;
-  server->post(0, [&] { told.put(std::this_thread::get_id()); });
-  const std::thread::id core = told.take();
+  const std::thread::id core = thread_of_core(server);
   CHECK(served.take() != core);
   CHECK(served.take() != core);
 }

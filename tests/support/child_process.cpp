@@ -99,6 +99,17 @@ double child_process::cpu_seconds() const {
   return static_cast<double>(used.tv_sec) + static_cast<double>(used.tv_nsec) * 1e-9;
 }
 
+bool ends_by_assertion(const std::function<void()>& body) {
+  child_process child([&](const child_process::parent&) {
+    const rlimit no_dump{0, 0};
+    ::setrlimit(RLIMIT_CORE, &no_dump);
+    ::signal(SIGABRT, SIG_DFL);  // instead of the test framework's
+    ::close(STDERR_FILENO);
+    body();
+  });
+  return child.wait() == 128 + SIGABRT;
+}
+
 std::size_t raise_descriptor_limit(std::size_t wanted) {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);

@@ -46,6 +46,9 @@ class child_process {
   int to_ = -1;
 };
 
+// Whether a child that runs `body` ends by an assertion of the engine. What that says is not told, nor is a core dumped.
+bool ends_by_assertion(const std::function<void()>& body);
+
 // Raises the soft limit of descriptors to at most `wanted` and returns what it is then.
 std::size_t raise_descriptor_limit(std::size_t wanted);
 void lower_descriptor_limit(std::size_t limit);

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "tests/support/client.hpp"
@@ -134,6 +135,13 @@ inline bool still_serves(const test_server& server) {
   client peer = server.connect();
   peer.send_all("ping");
   return peer.recv_exactly(4) == "ping";
+}
+
+// Who runs core 0 now.
+inline std::thread::id thread_of_core(test_server& server) {
+  channel<std::thread::id> told;
+  server->post(0, [&] { told.put(std::this_thread::get_id()); });
+  return told.take();
 }
 
 }  // namespace percore::test
