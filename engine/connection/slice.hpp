@@ -25,6 +25,13 @@ extern constinit thread_local slice_job* slice_of_thread;
 // Goes on with a coroutine, and those that follow it, without a word to the core: see core_resources::resume_lone.
 [[gnu::hot]] void resume_without_connection(std::coroutine_handle<> handle);
 
+// slot::operations while a slice is away: above every operations_per_turn, so that the operations that check against that need
+// no other check.
+inline constexpr std::uint32_t away_operations = 1u << 31;
+
+// The request of a read: slot `self`, as far as the core must do it.
+bool read_on(void* self, std::coroutine_handle<> waiter) noexcept;
+
 // A slice: a step of a handler, from where it goes on to where it waits again. This is one that runs away from its core:
 // on a helper (listen_options::spill), or on the core's own thread while another thread may take the core over
 // (takeover_options). It touches its own connection only, and nothing of the core's: what it wants to wait for, and

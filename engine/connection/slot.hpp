@@ -174,20 +174,8 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // Runs the handler until its first wait.
   void start_handler() noexcept;
   [[gnu::hot]] void resume(std::coroutine_handle<> handle) noexcept;
-  // Ends all operations, now and later, with `reason` (errc, or -errno). Waiting coroutines are put up for resuming.
-  void end_with(int reason) noexcept;
-  // A system call has failed with -errno `result`: the same, and counted.
-  void io_failed(int result) noexcept;
-  // close(): sends what is unsent, then closes.
-  void begin_close() noexcept;
   // reset(): the descriptor is closed while the handler still runs.
   void close_now() noexcept { close_descriptor(); }
-  // The handler's frame is destroyed where it waits; the connection is reset.
-  void halt() noexcept;
-  // A shutdown has begun: a reader that waits for a new message fails, and handshakes have little time left.
-  void begin_drain() noexcept;
-  // The grace is over: operations fail; a handler that waits again afterwards is halted.
-  void end_grace() noexcept;
   // A fresh event of the poller.
   [[gnu::hot]] void on_event(std::uint32_t events) noexcept;
   // Looks at both operations again, at the next step of the loop.
@@ -207,6 +195,20 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void fail(int value) noexcept { error_value = value; }
   // Adds the descriptor to the poller if it is not. False when the kernel refuses; the connection has then ended.
   [[gnu::hot]] bool ensure_registered() noexcept;
+
+  // ending.cpp ---------------------------------------------------------------------------------------------
+  // Ends all operations, now and later, with `reason` (errc, or -errno). Waiting coroutines are put up for resuming.
+  void end_with(int reason) noexcept;
+  // A system call has failed with -errno `result`: the same, and counted.
+  void io_failed(int result) noexcept;
+  // close(): sends what is unsent, then closes.
+  void begin_close() noexcept;
+  // The handler's frame is destroyed where it waits; the connection is reset.
+  void halt() noexcept;
+  // A shutdown has begun: a reader that waits for a new message fails, and handshakes have little time left.
+  void begin_drain() noexcept;
+  // The grace is over: operations fail; a handler that waits again afterwards is halted.
+  void end_grace() noexcept;
 
   // read.cpp -----------------------------------------------------------------------------------------------
   [[gnu::hot]] bool start_read(read_kind kind) noexcept;                    // true: done, with success or failure
@@ -285,6 +287,12 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   // Of a slice that has run on the core's own thread, which still has the core, and after which nothing is to be done but to
   // read on, which has to wait: all that slice_is_back would do. False: it must.
   [[gnu::hot]] bool take_up_reading() noexcept;
+  // Another coroutine of the handler could go on: once the slice is back.
+  void put_off(detail::ready_node& node) noexcept;
+  void put_off(detail::timer_node& node) noexcept;
+  void put_off(detail::message&& message);  // throws std::bad_alloc, std::length_error
+
+  // away.cpp -----------------------------------------------------------------------------------------------
   [[gnu::hot]] bool request_read(std::coroutine_handle<> waiter) noexcept;
   // Away from the core: what the core is to do once the slice is back.
   void request(bool (*start)(void*, std::coroutine_handle<>) noexcept, void* what,
@@ -312,10 +320,6 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   [[gnu::hot]] bool read_away(read_kind kind) noexcept;
   [[gnu::hot]] bool write_away(const bytes_view* first, std::size_t count, bool last) noexcept;
   bool try_write_away(bytes_view data) noexcept;
-  // Another coroutine of the handler could go on: once the slice is back.
-  void put_off(detail::ready_node& node) noexcept;
-  void put_off(detail::timer_node& node) noexcept;
-  void put_off(detail::message&& message);  // throws std::bad_alloc, std::length_error
 
   // outgoing.cpp -------------------------------------------------------------------------------------------
   [[nodiscard]] outgoing_state& out() const noexcept;
@@ -357,10 +361,6 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   bool leave_core(std::coroutine_handle<> handle) noexcept;
   void wait_for_the_loop(std::coroutine_handle<> handle) noexcept;
   [[nodiscard, gnu::hot]] bool slices_are_spilled() const noexcept;
-  [[nodiscard]] bool over_budget() const noexcept;
-  [[nodiscard]] bool sends_away() const noexcept;
-  bool write_few_away(const bytes_view* first, std::size_t count, bool last) noexcept;
-  bool written_away(ssize_t result, const bytes_view* first, std::size_t count, bool last) noexcept;
   [[gnu::hot]] bool wait_to_read(std::coroutine_handle<> waiter) noexcept;
   bool take_back_slice() noexcept;
   [[gnu::hot]] void settle_slice() noexcept;
@@ -373,6 +373,11 @@ struct alignas(base::cache_line_bytes) slot final : connection {
   void tell_late() noexcept;
   void let_others_on() noexcept;
   void hear_last_words() noexcept;
+
+  [[nodiscard]] bool over_budget() const noexcept;
+  [[nodiscard]] bool sends_away() const noexcept;
+  bool write_few_away(const bytes_view* first, std::size_t count, bool last) noexcept;
+  bool written_away(ssize_t result, const bytes_view* first, std::size_t count, bool last) noexcept;
 
   void handler_returned() noexcept;
   void flush_or_close() noexcept;

@@ -163,4 +163,12 @@ class core {
   own_timer patience_timer_;
 };
 
+template <class Action>
+void core::for_each_connection(Action action) noexcept {
+  for (std::uint32_t i = 0; i < resources_.slots.touched(); ++i) {
+    slot& s = resources_.slots.at(i);
+    if (s.phase != slot_phase::free) action(s);
+  }
+}
+
 }  // namespace percore::engine
