@@ -158,7 +158,11 @@ struct core_resources {
   void count_slice() noexcept {
     if (timing.count(now_ns)) look_at_slices();
   }
-  void look_at_slices() noexcept { timing.look(sys::monotonic_ns()); }
+  void look_at_slices() noexcept {
+    const std::int64_t now = sys::monotonic_ns();
+    timing.look(now, [now](std::int64_t took) { return sys::lost_time::without(took, now); });
+    sys::lost_time::prepare(now);
+  }
   // Whether slices of this listener are to be spilled now, and before that, whether they are still to be timed.
   bool listener_is_slow(std::size_t number) noexcept {
     if (timing.over(now_ns) && std::none_of(gauges.begin(), gauges.end(), [&](auto& g) { return g.slow(now_ns); })) {

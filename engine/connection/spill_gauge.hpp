@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <limits>
 
 namespace percore::engine {
@@ -98,8 +99,12 @@ class slice_timing {
   }
   // Some have run since the last look.
   [[nodiscard]] bool pending() const noexcept { return untimed_ != 0; }
-  void look(std::int64_t now_ns) noexcept {
-    if (const std::int64_t took = now_ns - since_ns_; took > least_ns_) [[unlikely]] owe(took - least_ns_, now_ns);
+  // `own` says how much of a time that has ended now was the thread's own doing; asked when it matters.
+  template <class Own = std::identity>
+  void look(std::int64_t now_ns, Own own = {}) noexcept {
+    if (const std::int64_t took = now_ns - since_ns_; took > least_ns_) [[unlikely]] {
+      if (const std::int64_t excess = own(took) - least_ns_; excess > 0) owe(excess, now_ns);
+    }
     since_ns_ = now_ns;
     untimed_ = 0;
   }

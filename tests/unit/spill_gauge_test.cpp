@@ -107,6 +107,17 @@ TEST_CASE("slice timing: some that took much longer than the least budget togeth
   CHECK_FALSE(timing.singly());
 }
 
+TEST_CASE("slice timing: what others had of the CPU is not the slices'") {
+  slice_timing timing;
+  timing.add(spill_gauge(budget));
+  CHECK_FALSE(timing.count(0));
+  timing.look(1'000 * budget, [](std::int64_t took) { return took - 998 * budget; });
+  CHECK_FALSE(timing.singly());
+  CHECK_FALSE(timing.count(1'000 * budget));
+  timing.look(2'000 * budget, [](std::int64_t took) { return took - 990 * budget; });
+  CHECK(timing.singly());
+}
+
 TEST_CASE("slice timing: what is a little longer now and then is forgotten") {
   slice_timing timing;
   timing.add(spill_gauge(budget));
