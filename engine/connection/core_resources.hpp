@@ -73,6 +73,7 @@ struct core_resources {
   unsigned operations_per_turn;
   unsigned index = 0;
   bool stopping = false;  // this core has begun its shutdown: no reader waits for a new message
+  slice_timing timing;    // of slices that may be spilled when they are slow
   const std::shared_ptr<loop::descriptor_table> descriptors = loop::wakeup::table();  // where the connections' are
   std::shared_ptr<const std::atomic<bool>> stop_requested;  // of the server, which a handler that is kept may outlive
   read_buffer_pool buffers;
@@ -99,7 +100,6 @@ struct core_resources {
   bool given_up = false;            // what is away will not come back
   bool open_to_takeover = false;    // slices of coroutine handlers run so
   std::vector<spill_gauge> gauges;  // of the listeners, by their numbers
-  slice_timing timing;              // of slices that may be spilled when they are slow
   // The clock as read at the end of the last measured slice, and `steps` then: it is the beginning of the next one if
   // nothing else has run between.
   std::int64_t measured_at_ns = 0;
@@ -154,13 +154,15 @@ struct core_resources {
   // Goes on with a coroutine that no connection's handler waits for, between two steps of those.
   void resume_lone(std::coroutine_handle<> handle);
 
-  // An untimed slice has ended, or some have and the turn does.
+  // An untimed slice begins.
   void count_slice() noexcept {
-    if (timing.count(now_ns)) look_at_slices();
+    if (timing.full()) [[unlikely]] look_at_slices();
+    timing.count();
   }
-  void look_at_slices() noexcept {
+  // At those that have ended.
+  [[gnu::hot, gnu::noinline]] void look_at_slices() noexcept {
     const std::int64_t now = sys::monotonic_ns();
-    timing.look(now, [now](std::int64_t took) { return sys::lost_time::without(took, now); });
+    timing.look(now_ns, now, [now](std::int64_t took) { return sys::lost_time::without(took, now); });
     sys::lost_time::prepare(now);
   }
   // Whether slices of this listener are to be spilled now, and before that, whether they are still to be timed.

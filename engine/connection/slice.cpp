@@ -109,13 +109,30 @@ bool slot::leave_core(std::coroutine_handle<> handle) noexcept {
   core->slices.push_back(leaving);
 }
 
+// The usual slices of each home take few steps.
 void slot::resume_detachable(std::coroutine_handle<> handle) noexcept {
+  core_resources& on = *core;
+  if (slices == slice_home::timed && !on.timing.singly() && slice == nullptr) [[likely]] {
+    if (on.timing.full()) [[unlikely]] {
+      look_and_run(handle);
+    } else {
+      on.timing.count();
+      run_here(handle);
+    }
+    return;
+  }
   if (slice != nullptr || slices != slice_home::open || core->idle_slices == nullptr) [[unlikely]] {
     resume_anywhere(handle);
     return;
   }
   slice = slice_job::take(*this, *core);
   wait_for_the_loop(handle);
+}
+
+// Not part of the above, which then needs no frame of its own.
+[[gnu::noinline]] void slot::look_and_run(std::coroutine_handle<> handle) noexcept {
+  core->count_slice();
+  run_here(handle);
 }
 
 void slot::resume_anywhere(std::coroutine_handle<> handle) noexcept {
@@ -143,8 +160,8 @@ void slot::go_on(std::coroutine_handle<> handle) noexcept {
   } else if (on.timing.singly()) {
     run_measured(handle);
   } else {
-    run_here(handle);
     on.count_slice();
+    run_here(handle);
   }
 }
 

@@ -354,6 +354,7 @@ struct alignas(base::cache_line_bytes) slot final : connection {
  private:
   [[gnu::hot]] void run_here(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void resume_detachable(std::coroutine_handle<> handle) noexcept;
+  [[gnu::hot]] void look_and_run(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void resume_anywhere(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void go_on(std::coroutine_handle<> handle) noexcept;
   [[gnu::hot]] void run_measured(std::coroutine_handle<> handle) noexcept;

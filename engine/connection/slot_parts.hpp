@@ -17,8 +17,9 @@ namespace percore::engine {
 // Where the slices of a handler run (see slice.hpp).
 enum class slice_home : std::uint8_t {
   core,     // on the core's thread and as part of the core
+  timed,    // there, or on a helper when they are slow
   open,     // on the core's thread, but away from the core, which may be taken over meanwhile
-  anywhere  // as either, or on a helper: listen_options::spill
+  anywhere  // as either, or on a helper, or always on a helper
 };
 
 // What the connections of one listener have in common. Read by all cores, written by none once started.

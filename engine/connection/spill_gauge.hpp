@@ -75,12 +75,18 @@ class spill_gauge {
 // Which slices of a core are timed at all. Nearly always all are short, and the clock is read for some of them together:
 // when `together` of them, or fewer that were the last of a turn, have taken no longer than the least budget, with all
 // that ran between them, then none of them has. When they have taken longer, nothing is held against any of them, but
-// what is beyond the budget is owed here, as in a gauge, and once that is more than two budgets each slice is timed, until all
-// is paid here and in the gauges. Not for less: there is hardly a machine on which nothing takes a thread's CPU away for a
-// millisecond once a second, and to time each slice costs more than a hundredth of a short one.
+// what is beyond the budget is owed here, by the rule of a gauge, and once that is more than four budgets each slice is timed,
+// until all is paid here and in the gauges. Not for less: there is hardly a machine on which nothing takes a thread's CPU away
+// for a millisecond once a second (a host, interrupts, as many clients as there are at once), and to time each slice costs about
+// a hundredth of a short one.
+//
+// The last of a turn need no look of their own while turns follow each other closely: what the next turn reads of the clock,
+// as each does, shows that they were short. When it does not, because the thread has slept meanwhile or a slice was long, then
+// from there on the last of each turn are looked at, until no turn has begun late for as long as a long slice is remembered. So
+// on a core that hardly sleeps the first long slice is overlooked, and those that follow it are not.
 class slice_timing {
  public:
-  static constexpr unsigned together = 16;
+  static constexpr std::uint8_t together = 16;
 
   void add(const spill_gauge& gauge) noexcept {
     least_ns_ = std::min(least_ns_, gauge.budget_ns());
@@ -92,21 +98,29 @@ class slice_timing {
   // No gauge is slow, and nothing was for long.
   void end() noexcept { singly_ = false; }
 
-  // An untimed slice has run in the turn that began at `turn_ns`. True: the clock is to be looked at.
-  bool count(std::int64_t turn_ns) noexcept {
-    if (untimed_ == 0) since_ns_ = std::max(since_ns_, turn_ns);
-    return ++untimed_ == together;
+  // A turn begins, and the one before began at `before_ns`. True: time has passed in between that may have been a slice's.
+  bool begin_turn(std::int64_t before_ns, std::int64_t now_ns) noexcept {
+    untimed_ = 0;
+    if (now_ns - before_ns <= least_ns_) [[likely]] return false;
+    every_turn_ = true;
+    every_turn_until_ns_ = now_ns + spill_gauge::payment * spill_gauge::threshold * least_ns_;
+    return true;
   }
-  // Some have run since the last look.
-  [[nodiscard]] bool pending() const noexcept { return untimed_ != 0; }
-  // `own` says how much of a time that has ended now was the thread's own doing; asked when it matters.
+  // Before an untimed slice. True: those before it are to be looked at.
+  [[nodiscard]] bool full() const noexcept { return untimed_ == together; }
+  void count() noexcept { ++untimed_; }
+  // Of a turn that ends: the last of its slices are to be looked at.
+  [[nodiscard]] bool pending() const noexcept { return untimed_ != 0 && every_turn_; }
+  // At those since the last look, in the turn that began at `turn_ns`. `own` says how much of a time that has ended now was the
+  // thread's own doing; asked when it matters.
   template <class Own = std::identity>
-  void look(std::int64_t now_ns, Own own = {}) noexcept {
-    if (const std::int64_t took = now_ns - since_ns_; took > least_ns_) [[unlikely]] {
+  void look(std::int64_t turn_ns, std::int64_t now_ns, Own own = {}) noexcept {
+    if (const std::int64_t took = now_ns - std::max(turn_ns, looked_ns_); took > least_ns_) [[unlikely]] {
       if (const std::int64_t excess = own(took) - least_ns_; excess > 0) owe(excess, now_ns);
     }
-    since_ns_ = now_ns;
+    looked_ns_ = now_ns;
     untimed_ = 0;
+    every_turn_ = now_ns <= every_turn_until_ns_;
   }
   // A slice was longer than its budget, or some together were by much; so much is owed now.
   void long_one(std::int64_t owed_ns, std::int64_t now_ns) noexcept {
@@ -115,22 +129,23 @@ class slice_timing {
   }
 
  private:
-  static constexpr std::int64_t threshold = 2;  // budgets
-
   void owe(std::int64_t excess_ns, std::int64_t now_ns) noexcept {
     owed_.pay(now_ns);
-    owed_.add(excess_ns);
-    if (owed_.ns() <= threshold * least_ns_) return;
+    owed_.add(std::min(excess_ns, spill_gauge::threshold * least_ns_));
+    if (owed_.ns() <= spill_gauge::threshold * least_ns_) return;
     long_one(owed_.ns(), now_ns);
     owed_.forgive();
   }
 
+  // What every slice and every turn asks comes first.
   bool singly_ = false;
-  unsigned untimed_ = 0;
-  std::int64_t since_ns_ = 0;
+  std::uint8_t untimed_ = 0;
+  bool every_turn_ = false;
+  std::int64_t least_ns_ = std::numeric_limits<std::int64_t>::max();
+  std::int64_t looked_ns_ = 0;
+  std::int64_t every_turn_until_ns_ = 0;
   time_debt owed_;
   std::int64_t until_ns_ = 0;
-  std::int64_t least_ns_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t memory_ns_ = 0;
 };
 

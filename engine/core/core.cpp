@@ -181,7 +181,8 @@ void core::begin_turn() noexcept {
     ++resources_.counters.wakeups;
     resources_.counters.events.add(batch_.size());
   }
-  resources_.now_ns = sys::monotonic_ns();
+  const std::int64_t before_ns = std::exchange(resources_.now_ns, sys::monotonic_ns());
+  if (resources_.timing.begin_turn(before_ns, resources_.now_ns)) [[unlikely]] sys::lost_time::prepare(resources_.now_ns);
   if (resources_.open_to_takeover) {
     turn_began_ns_.store(resources_.now_ns, std::memory_order_relaxed);
     first_of_turn_.store(interrupted || batch_.empty() ? 0 : slices_run_ + 1, std::memory_order_release);
@@ -246,16 +247,13 @@ bool core::run_timed_slice(slice_job& slice) noexcept {
   const bool watched = owner.listener->spill == spilling::when_slow;
   const bool timed = watched && resources_.timing.singly();
   const std::int64_t begun = timed ? resources_.beginning_of_slice() : resources_.now_ns;
+  if (watched && !timed) resources_.count_slice();
   if (!run_open(slice)) {
     if (watched) slice.ran_ns = sys::monotonic_ns() - begun;
     resources_.mailbox->complete(slice);
     return false;
   }
-  if (timed) {
-    slice.ran_ns = resources_.end_of_slice(begun, owner.listener->spill_budget_ns);
-  } else if (watched) {
-    resources_.count_slice();
-  }
+  if (timed) slice.ran_ns = resources_.end_of_slice(begun, owner.listener->spill_budget_ns);
   take_back(owner);
   return true;
 }

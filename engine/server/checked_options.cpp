@@ -98,8 +98,10 @@ void configure(listener_config& config, const listen_options& options, const ser
           "spill_budget must be from 10 us to 1 s");
   config.spill = options.spill;
   config.spill_budget_ns = std::chrono::nanoseconds(options.spill_budget).count();
-  if (options.spill != spilling::never) {
+  if (options.spill == spilling::always || (options.spill == spilling::when_slow && server.takeover.on)) {
     config.slices = slice_home::anywhere;
+  } else if (options.spill == spilling::when_slow) {
+    config.slices = slice_home::timed;
   } else if (server.takeover.on) {
     config.slices = slice_home::open;
   }

@@ -252,9 +252,9 @@ struct listen_options {
   // (of each at most four budgets) and forgets a 64th of the time that passes. From a sum of over four budgets on, which
   // two slices can bring about, slices run on helpers, until all is forgotten: after at most 16 * 64 budgets without a
   // slow slice, half a second with the default. The clock is read for 16 slices at a time, or for those of a turn of the
-  // core's loop; only once they took longer than the budget together each is timed, until nothing has been slow for as long
-  // again. So the very first slow slice, or the first after long, does not count. Time in which the kernel let others have
-  // the thread's CPU counts as nobody's, as far as the kernel tells of it (proc(5), schedstat).
+  // core's loop; only once some have taken longer than the budget together, twice within 256 budgets or so, each is timed, until
+  // nothing has been slow for as long again. So the first two or three slow slices, and those after long, do not count. Time in
+  // which the kernel let others have the thread's CPU counts as nobody's, as far as the kernel tells of it (proc(5), schedstat).
   std::chrono::microseconds spill_budget{500};
 
   // Connections accepted per loop turn of one core, at most (1 or more); the rest waits for the next turn.

@@ -54,79 +54,120 @@ TEST_CASE("spill gauge: a slow listener is slow until all is forgotten, and not 
   CHECK(gauge.note(50 * budget, now + longest));
 }
 
-TEST_CASE("slice timing: short slices are looked at together, and never one by one") {
+struct timed_core {
   slice_timing timing;
-  timing.add(spill_gauge(budget));
-  timing.add(spill_gauge(100 * budget));
   std::int64_t now = 0;
+
+  explicit timed_core(std::int64_t other_budget = budget) {
+    timing.add(spill_gauge(budget));
+    timing.add(spill_gauge(other_budget));
+  }
+  // One slice in a turn of its own, which has taken so long.
+  void one_turn(std::int64_t took) {
+    const std::int64_t began = now;
+    timing.count();
+    now += took;
+    timing.look(began, now);
+  }
+};
+
+TEST_CASE("slice timing: short slices are looked at together, and never one by one") {
+  timed_core core(100 * budget);
   int looks = 0;
-  for (int turn = 0; turn < 1'000; ++turn, now += 50 * budget) {  // between turns it sleeps
-    const std::int64_t begun = now;
+  const auto look = [&](std::int64_t began) {
+    core.timing.look(began, core.now);
+    ++looks;
+  };
+  for (int turn = 0; turn < 1'000; ++turn, core.now += 50 * budget) {  // between turns it sleeps
+    const std::int64_t began = core.now;
     for (unsigned i = 0; i < 2 * slice_timing::together; ++i) {
-      now += budget / slice_timing::together;
-      if (!timing.count(begun)) continue;
-      timing.look(now);
-      ++looks;
+      if (core.timing.full()) look(began);
+      core.timing.count();
+      core.now += budget / slice_timing::together;
     }
-    CHECK_FALSE(timing.pending());
-    CHECK_FALSE(timing.singly());
+    look(began);
+    CHECK_FALSE(core.timing.singly());
   }
   CHECK(looks == 2'000);
 }
 
-// One slice in a turn of its own, which has taken so long.
-void one_turn(slice_timing& timing, std::int64_t& now, std::int64_t took) {
-  CHECK_FALSE(timing.count(now));
-  CHECK(timing.pending());
-  now += took;
-  timing.look(now);
-  CHECK_FALSE(timing.pending());
-}
-
-TEST_CASE("slice timing: some that took much longer than the least budget together are timed from then on, for a while") {
-  slice_timing timing;
-  timing.add(spill_gauge(budget));
-  std::int64_t now = 0;
-  SUBCASE("once") { one_turn(timing, now, 3 * budget + 1); }
-  SUBCASE("a little longer, often") {
-    for (int i = 0; i < 4; ++i) {
-      CHECK_FALSE(timing.singly());
-      one_turn(timing, now, 2 * budget - budget / 4);
-      now += 10 * budget;
-    }
-    now -= 10 * budget;
+TEST_CASE("slice timing: some that took longer than the least budget together, twice, are timed from then on, for a while") {
+  timed_core core;
+  SUBCASE("twice") {
+    core.one_turn(1'000 * budget);
+    CHECK_FALSE(core.timing.singly());
+    core.one_turn(3 * budget);
   }
-  CHECK(timing.singly());
+  SUBCASE("a little longer, often") {
+    for (int i = 0; i < 6; ++i) {
+      CHECK_FALSE(core.timing.singly());
+      core.one_turn(2 * budget - budget / 4);
+      core.now += budget;
+    }
+  }
+  CHECK(core.timing.singly());
   const std::int64_t memory = spill_gauge::payment * spill_gauge::most * budget;
-  CHECK_FALSE(timing.over(now + spill_gauge::payment * 2 * budget));
-  CHECK(timing.over(now + memory + 1));
-  timing.end();
-  CHECK_FALSE(timing.singly());
-  CHECK_FALSE(timing.count(3 * memory));  // what was before the turn is not the slice's
-  timing.look(3 * memory + budget);
-  CHECK_FALSE(timing.singly());
+  CHECK_FALSE(core.timing.over(core.now + spill_gauge::payment * spill_gauge::threshold * budget - 10 * budget));
+  CHECK(core.timing.over(core.now + memory + 1));
+  core.timing.end();
+  CHECK_FALSE(core.timing.singly());
+  // What was before the turn is not the slices'.
+  for (int i = 3; i < 6; ++i) {
+    core.timing.count();
+    core.timing.look(i * memory, i * memory + budget);
+  }
+  CHECK_FALSE(core.timing.singly());
 }
 
 TEST_CASE("slice timing: what others had of the CPU is not the slices'") {
-  slice_timing timing;
-  timing.add(spill_gauge(budget));
-  CHECK_FALSE(timing.count(0));
-  timing.look(1'000 * budget, [](std::int64_t took) { return took - 998 * budget; });
-  CHECK_FALSE(timing.singly());
-  CHECK_FALSE(timing.count(1'000 * budget));
-  timing.look(2'000 * budget, [](std::int64_t took) { return took - 990 * budget; });
-  CHECK(timing.singly());
+  timed_core core;
+  std::int64_t others = 9 * budget;
+  const auto look = [&](std::int64_t now) { core.timing.look(0, now, [&](std::int64_t took) { return took - others; }); };
+  for (int i = 1; i < 10; ++i) look(i * 10 * budget);
+  CHECK_FALSE(core.timing.singly());
+  others = 2 * budget;
+  for (int i = 10; i < 12; ++i) look(i * 10 * budget);
+  CHECK(core.timing.singly());
 }
 
-TEST_CASE("slice timing: what is a little longer now and then is forgotten") {
-  slice_timing timing;
-  timing.add(spill_gauge(budget));
-  std::int64_t now = 0;
+TEST_CASE("slice timing: the last slices of a turn are looked at once a turn has begun late, for as long as long ones count") {
+  timed_core core;
+  const auto turn = [&](std::int64_t after) {
+    const std::int64_t before = core.now;
+    core.now += after;
+    const bool late = core.timing.begin_turn(before, core.now);
+    core.timing.count();
+    return late;
+  };
+  const auto look_if_pending = [&] {
+    if (!core.timing.pending()) return false;
+    core.timing.look(core.now, core.now);
+    return true;
+  };
   for (int i = 0; i < 1'000; ++i) {
-    one_turn(timing, now, 3 * budget);
-    now += 2 * spill_gauge::payment * budget;
+    CHECK_FALSE(turn(budget));
+    CHECK_FALSE(look_if_pending());
   }
-  CHECK_FALSE(timing.singly());
+  CHECK(turn(budget + 1));
+  const std::int64_t until = core.now + spill_gauge::payment * spill_gauge::threshold * budget;
+  CHECK(look_if_pending());
+  while (core.now < until) {
+    CHECK_FALSE(turn(budget));
+    CHECK(look_if_pending());
+  }
+  CHECK_FALSE(turn(budget));
+  CHECK(look_if_pending());  // by which it learns the time
+  CHECK_FALSE(turn(budget));
+  CHECK_FALSE(look_if_pending());
+}
+
+TEST_CASE("slice timing: what is longer now and then is forgotten") {
+  timed_core core;
+  for (int i = 0; i < 1'000; ++i) {
+    core.one_turn(1'000 * budget);
+    core.now += spill_gauge::payment * spill_gauge::threshold * budget;
+  }
+  CHECK_FALSE(core.timing.singly());
 }
 
 }  // namespace
