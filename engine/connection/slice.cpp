@@ -142,6 +142,9 @@ void slot::resume_anywhere(std::coroutine_handle<> handle) noexcept {
       slice->add_runnable(handle);
       return;
     }
+    if (slices == slice_home::timed && !core->timing.singly() && slice->is_empty()) {
+      slice_job::give_back(std::exchange(slice, nullptr), *core);  // short again: the usual way from here on
+    }
   }
   go_on(handle);
 }

@@ -78,6 +78,11 @@ struct alignas(base::cache_line_bytes) slice_job : detail::job {
     return *this;
   }
 
+  // Nothing is left in it, nor is it away.
+  [[nodiscard]] bool is_empty() const noexcept {
+    return where == place::nowhere && !settling && !anything_happened && !anything_rare && request_count == 0 &&
+           runnable_count == 0;
+  }
   // It is back: what can go on, once all is settled.
   void add_runnable(std::coroutine_handle<> handle) noexcept {
     PERCORE_ASSERT(runnable_count < runnable.size(), "a connection has too many coroutines");

@@ -19,7 +19,7 @@ enum class slice_home : std::uint8_t {
   core,     // on the core's thread and as part of the core
   timed,    // there, or on a helper when they are slow
   open,     // on the core's thread, but away from the core, which may be taken over meanwhile
-  anywhere  // as either, or on a helper, or always on a helper
+  anywhere  // `open`, or on a helper when they are slow; or always on a helper
 };
 
 // What the connections of one listener have in common. Read by all cores, written by none once started.

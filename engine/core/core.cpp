@@ -65,8 +65,8 @@ core::~core() {
 
 void core::add_listener(acceptor::settings listener) {
   acceptors_.push_back(std::make_unique<acceptor>(resources_, listener, acceptors_.size()));
-  const spill_gauge& gauge = resources_.gauges.emplace_back(listener.config->spill_budget_ns);
-  if (listener.config->spill == spilling::when_slow) resources_.timing.add(gauge);
+  resources_.gauges.emplace_back(listener.config->spill_budget_ns);
+  if (listener.config->spill == spilling::when_slow) resources_.timing.add(listener.config->spill_budget_ns);
 }
 
 void core::prepare_tls(const std::shared_ptr<tls::shared_context>& context) {

@@ -251,10 +251,11 @@ struct listen_options {
   // For when_slow: what one slice may take, 10 us to 1 s. A core adds up what its slices of this listener take beyond it
   // (of each at most four budgets) and forgets a 64th of the time that passes. From a sum of over four budgets on, which
   // two slices can bring about, slices run on helpers, until all is forgotten: after at most 16 * 64 budgets without a
-  // slow slice, half a second with the default. The clock is read for 16 slices at a time, or for those of a turn of the
-  // core's loop; only once some have taken longer than the budget together, twice within 256 budgets or so, each is timed, until
-  // nothing has been slow for as long again. So the first two or three slow slices, and those after long, do not count. Time in
-  // which the kernel let others have the thread's CPU counts as nobody's, as far as the kernel tells of it (proc(5), schedstat).
+  // slow slice, half a second with the default. The time that slices take does not count as passed. The clock is read for
+  // 16 slices at a time, or for those of a turn of the core's loop; only once they have taken too long together, by the rule
+  // above as if they were one, each is timed, until nothing has been slow for long again. So the first few slow slices (4 or 5
+  // of one client, some tens where a turn has many), and those after long, do not count. Time in which the kernel let others
+  // have the thread's CPU counts as nobody's, as far as the kernel tells of it (proc(5), schedstat).
   std::chrono::microseconds spill_budget{500};
 
   // Connections accepted per loop turn of one core, at most (1 or more); the rest waits for the next turn.

@@ -113,6 +113,31 @@ TEST_CASE_FIXTURE(clean_process, "spill: when_slow goes to the helpers and comes
   CHECK(server.total().spilled > 0);
 }
 
+// 20 ms of each turn of the loop: more than what one slice owes takes to be forgotten.
+TEST_CASE_FIXTURE(clean_process, "spill: when_slow sees slow slices of which a turn has many") {
+  std::atomic<std::thread::id> core;
+  listen_options listening = spilled(spilling::when_slow);
+  listening.spill_budget = 10us;
+  test_server server(
+      [&](connection& conn) -> task<> {
+        while (auto data = co_await conn.read()) {
+          const bool here = std::this_thread::get_id() == core.load();
+          std::this_thread::sleep_for(1ms);
+          co_await conn.write(here ? "core" : "help");
+        }
+      },
+      one_core(), listening);
+  core = thread_of_core(server);
+  std::deque<client> peers;
+  for (int i = 0; i < 20; ++i) peers.push_back(server.connect());
+  CHECK(eventually([&] {
+    bool helped = false;
+    for (client& peer : peers) peer.send_all("x");
+    for (client& peer : peers) helped |= peer.recv_exactly(4) == "help";
+    return helped;
+  }));
+}
+
 TEST_CASE_FIXTURE(clean_process, "spill: when_slow does not mind that others have the core's CPU") {
   if (!std::filesystem::exists("/proc/thread-self/schedstat")) return;  // this kernel does not tell
   listen_options listening = spilled(spilling::when_slow);

@@ -1,5 +1,7 @@
 #include "engine/connection/spill_gauge.hpp"
 
+#include <utility>
+
 #include <doctest/doctest.h>
 
 namespace percore::engine {
@@ -23,6 +25,13 @@ TEST_CASE("spill gauge: one slice, however long, does not make a listener slow, 
   CHECK_FALSE(gauge.note(1'000 * us, 1'002'000 * us));  // it is already
 }
 
+TEST_CASE("spill gauge: slices that follow each other are slow, though what the first owes could be paid while the second runs") {
+  spill_gauge gauge(budget);
+  const std::int64_t took = 10 * gauge.memory_of_one_ns();
+  CHECK_FALSE(gauge.note(took, took));
+  CHECK(gauge.note(took, 2 * took));
+}
+
 TEST_CASE("spill gauge: slices a little over the budget count for what they are over") {
   spill_gauge gauge(budget);
   std::int64_t now = 0;
@@ -38,7 +47,7 @@ TEST_CASE("spill gauge: slow slices that come seldom are forgotten in between") 
   spill_gauge gauge(budget);
   std::int64_t now = 0;
   for (int i = 0; i < 1'000; ++i) {
-    now += spill_gauge::payment * spill_gauge::threshold * budget;
+    now += gauge.memory_of_one_ns() + 50 * budget;
     CHECK_FALSE(gauge.note(50 * budget, now));
   }
 }
@@ -59,8 +68,8 @@ struct timed_core {
   std::int64_t now = 0;
 
   explicit timed_core(std::int64_t other_budget = budget) {
-    timing.add(spill_gauge(budget));
-    timing.add(spill_gauge(other_budget));
+    timing.add(budget);
+    timing.add(other_budget);
   }
   // One slice in a turn of its own, which has taken so long.
   void one_turn(std::int64_t took) {
@@ -97,6 +106,11 @@ TEST_CASE("slice timing: some that took longer than the least budget together, t
     core.one_turn(1'000 * budget);
     CHECK_FALSE(core.timing.singly());
     core.one_turn(3 * budget);
+  }
+  SUBCASE("twice, each longer than one is remembered") {
+    core.one_turn(1'000 * budget);
+    CHECK_FALSE(core.timing.singly());
+    core.one_turn(1'000 * budget);
   }
   SUBCASE("a little longer, often") {
     for (int i = 0; i < 6; ++i) {
@@ -159,6 +173,24 @@ TEST_CASE("slice timing: the last slices of a turn are looked at once a turn has
   CHECK(look_if_pending());  // by which it learns the time
   CHECK_FALSE(turn(budget));
   CHECK_FALSE(look_if_pending());
+  // A look amidst a long turn leaves its last slices to be looked at.
+  CHECK(turn(2 * budget));
+  core.timing.look(core.now, core.now + 1'000 * budget);
+  core.timing.count();
+  CHECK(look_if_pending());
+}
+
+TEST_CASE("slice timing: a listener with a small budget does not hide the slow slices of one with a great one") {
+  timed_core core(200 * budget);
+  core.one_turn(600 * budget);
+  CHECK_FALSE(core.timing.singly());
+  const std::int64_t before = std::exchange(core.now, core.now + 1'400 * budget);
+  CHECK(core.timing.begin_turn(before, core.now));
+  core.one_turn(600 * budget);
+  CHECK_FALSE(core.timing.singly());
+  core.one_turn(600 * budget);
+  CHECK(core.timing.singly());
+  CHECK_FALSE(core.timing.over(core.now + 1'400 * budget));
 }
 
 TEST_CASE("slice timing: what is longer now and then is forgotten") {
