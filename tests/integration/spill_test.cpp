@@ -38,6 +38,17 @@ std::size_t allocated_bytes() {
 // It runs something that was posted now.
 bool core_is_free(test_server& server) { return thread_of_core(server) != std::thread::id(); }
 
+// Says whose thread has answered. A request "slow" blocks: what a listener is judged by is the time that passes.
+auto core_or_helper(const std::atomic<std::thread::id>& core) {
+  return [&core](connection& conn) -> task<> {
+    while (auto data = co_await conn.read()) {
+      const bool here = std::this_thread::get_id() == core.load();
+      if (data.text() == "slow") std::this_thread::sleep_for(1ms);
+      co_await conn.write(here ? "core" : "help");
+    }
+  };
+}
+
 TEST_CASE_FIXTURE(clean_process, "spill: always means that no slice runs on the core") {
   channel<std::thread::id> threads;
   test_server server(
@@ -88,16 +99,7 @@ TEST_CASE_FIXTURE(clean_process, "spill: when_slow goes to the helpers and comes
   std::atomic<std::thread::id> core;
   listen_options listening = spilled(spilling::when_slow);
   listening.spill_budget = 100us;
-  test_server server(
-      [&](connection& conn) -> task<> {
-        while (auto data = co_await conn.read()) {
-          const bool here = std::this_thread::get_id() == core.load();
-          // Blocks as long as the request says: what a listener is judged by is the time that passes.
-          if (data.text() == "slow") std::this_thread::sleep_for(1ms);
-          co_await conn.write(here ? "core" : "help");
-        }
-      },
-      one_core(), listening);
+  test_server server(core_or_helper(core), one_core(), listening);
   core = thread_of_core(server);
   client peer = server.connect();
   const auto ask = [&](const char* what) {
@@ -118,21 +120,13 @@ TEST_CASE_FIXTURE(clean_process, "spill: when_slow sees slow slices of which a t
   std::atomic<std::thread::id> core;
   listen_options listening = spilled(spilling::when_slow);
   listening.spill_budget = 10us;
-  test_server server(
-      [&](connection& conn) -> task<> {
-        while (auto data = co_await conn.read()) {
-          const bool here = std::this_thread::get_id() == core.load();
-          std::this_thread::sleep_for(1ms);
-          co_await conn.write(here ? "core" : "help");
-        }
-      },
-      one_core(), listening);
+  test_server server(core_or_helper(core), one_core(), listening);
   core = thread_of_core(server);
   std::deque<client> peers;
   for (int i = 0; i < 20; ++i) peers.push_back(server.connect());
   CHECK(eventually([&] {
     bool helped = false;
-    for (client& peer : peers) peer.send_all("x");
+    for (client& peer : peers) peer.send_all("slow");
     for (client& peer : peers) helped |= peer.recv_exactly(4) == "help";
     return helped;
   }));
